@@ -1,0 +1,116 @@
+"""A Megatron checkpoint root: which folder holds the weights, whose model they are, and what lies beside them.
+
+    root/run.yaml                              the run, or only its model section
+    root/processor/                            tokenizer, chat template, preprocessor files
+    root/latest_checkpointed_iteration.txt     `1200`, or `release` for a converted one
+    root/iter_0001200/ or root/release/        the tensors (`torch_dist.py`)
+
+A converted checkpoint is a `release`: Megatron's word for weights that no run has left. `--load root` then starts at
+step 0 and asks for neither optimizer nor random state (`megatron.training.checkpointing.load_checkpoint`).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from megatron_medx.checkpoint.processor_files import PROCESSOR_FOLDER, copy_processor_files
+from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.torch_dist import METADATA_FILE, TorchDistFolder, write_torch_dist
+from megatron_medx.config.files import read_model_section, write_model_only
+from megatron_medx.config.model import ModelConfig
+from megatron_medx.errors import CheckpointError
+
+TRACKER_FILE = "latest_checkpointed_iteration.txt"
+RELEASE = "release"
+RUN_FILE = "run.yaml"
+_ITERATION_FOLDER = re.compile(r"iter_\d{7,}|" + RELEASE)
+
+
+class MegatronCheckpoint(TorchDistFolder):
+    """A checkpoint opened for reading, from its root or from one of its iteration folders.
+
+    Attributes:
+        root: folder with run.yaml.
+        model: sizes from run.yaml.
+        processor_folder: `root/processor`; it may be absent.
+        specs: key -> shape and dtype of every model weight (see TorchDistFolder).
+    Raises:
+        CheckpointError: not a checkpoint, an unfinished or damaged one, or one without run.yaml.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(weights_folder(path))
+        self.root = self.folder.parent
+        self.processor_folder = self.root / PROCESSOR_FOLDER
+        if not (self.root / RUN_FILE).is_file():
+            raise CheckpointError(
+                f"{self.root} has no {RUN_FILE}",
+                "the run's configuration beside its checkpoints (it says how the heads are arranged)",
+                f"copy the run's {RUN_FILE} there",
+            )
+        self.model: ModelConfig = read_model_section(self.root / RUN_FILE)
+
+
+def weights_folder(path: Path) -> Path:
+    """The folder with the tensors: `path` itself, or the one that its tracker file names.
+
+    Raises:
+        CheckpointError: there is none, or its save was not completed.
+    """
+    if _ITERATION_FOLDER.fullmatch(path.absolute().name):
+        folder = path
+    elif (path / TRACKER_FILE).is_file():
+        latest = (path / TRACKER_FILE).read_text().strip()
+        if latest != RELEASE and not latest.isdecimal():
+            raise CheckpointError(
+                f"{path / TRACKER_FILE} says {latest!r}",
+                f"a step number or {RELEASE!r}",
+                "name one iter_ folder of the checkpoint instead",
+            )
+        folder = path / (RELEASE if latest == RELEASE else f"iter_{int(latest):07d}")
+    else:
+        raise CheckpointError(
+            f"{path} holds no {TRACKER_FILE}",
+            "the root of a Megatron checkpoint, or one of its iter_ folders",
+            "check the path (a run keeps its checkpoints in RUN/checkpoints)",
+        )
+    if not (folder / METADATA_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} has no {METADATA_FILE}, which Megatron writes last",
+            "a completed torch_dist checkpoint",
+            "wait until the save is finished, or name an earlier iter_ folder",
+        )
+    return folder
+
+
+def is_megatron_checkpoint(path: Path) -> bool:
+    """True where the path looks like a checkpoint root or an iteration folder."""
+    return (path / TRACKER_FILE).is_file() or bool(_ITERATION_FOLDER.fullmatch(path.absolute().name))
+
+
+def write_root(
+    root: Path,
+    model: ModelConfig,
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    *,
+    processor_folder: Path,
+    provenance: Mapping[str, object],
+) -> None:
+    """Fill an existing, empty folder with a release checkpoint.
+
+    Args:
+        root: the folder.
+        model: sizes, for run.yaml.
+        specs: every tensor, in the order in which `tensors` yields them.
+        tensors: (key, tensor) pairs.
+        processor_folder: where the tokenizer files are copied from.
+        provenance: what made the weights, for run.yaml.
+    """
+    write_torch_dist(root / RELEASE, specs, tensors)
+    copy_processor_files(processor_folder, root / PROCESSOR_FOLDER)
+    write_model_only(model, root / RUN_FILE, dict(provenance))
+    # Last, as Megatron does it: the tracker only ever names a complete folder.
+    (root / TRACKER_FILE).write_text(RELEASE)

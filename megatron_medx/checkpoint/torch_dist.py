@@ -1,0 +1,183 @@
+"""Megatron's `torch_dist` format, read and written tensor by tensor without a process group.
+
+A folder holds
+    metadata.json   which backend wrote it; Megatron writes it last, so its presence means "complete"
+    .metadata       pickled torch `Metadata`: for every key its dtype, shape, chunks, and each chunk's file and offset
+    *.distcp        the chunks, each what `torch.save` writes
+and, among the keys, one object `common_state/shard_0_1` with everything that is not a tensor (before
+megatron-core 0.19 a file `common.pt`).
+
+A training checkpoint also holds the optimizer, random states and Transformer Engine's extra states. The rule that
+tells the model's weights apart: they are the tensors whose key does not start with one of OPTIMIZER_PREFIXES;
+everything that is not a tensor is state of the run.
+
+torch's own `FileSystemWriter` is not used for writing: it keeps every tensor alive until the file is closed.
+"""
+
+import io
+import json
+import math
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_medx.checkpoint.safetensors_stream import DTYPE_NAMES
+from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.errors import CheckpointError
+
+METADATA_FILE = "metadata.json"
+INDEX_FILE = ".metadata"
+DATA_FILE = "__0_0.distcp"
+OPTIMIZER_PREFIXES = ("optimizer.", "chained_")
+
+COMMON_STATE_KEY = "common_state/shard_0_1"
+COMMON_STATE = {
+    "iteration": 0,
+    "checkpoint_version": 3.0,
+    "content_metadata": {
+        # How the keys are to be understood: a number per layer, SwiGLU's two halves under one key.
+        "non_homogeneous_layers": True,
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+    },
+}
+"""What Megatron finds beside the weights of a converted checkpoint; 3.0 is its current order of q, k and v."""
+
+
+class TorchDistFolder:
+    """One folder opened for reading.
+
+    Attributes:
+        folder: where it is.
+        specs: key -> shape and dtype of every model weight.
+    Raises:
+        CheckpointError: the index is unreadable, a data file is absent or too short, or a dtype is not one of weights.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._reader = FileSystemReader(folder)
+        try:
+            self._metadata = self._reader.read_metadata()
+        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+            raise _damaged(f"{folder / INDEX_FILE} cannot be read: {error}") from None
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        stored = {
+            key: entry
+            for key, entry in self._metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and not key.startswith(OPTIMIZER_PREFIXES)
+        }
+        self.specs = {key: self._spec(key, entry) for key, entry in stored.items()}
+        self._check_files()
+
+    def _spec(self, key: str, entry: TensorStorageMetadata) -> TensorSpec:
+        dtype = entry.properties.dtype
+        if dtype not in DTYPE_NAMES:
+            raise CheckpointError(
+                f"{key} in {self.folder} has dtype {dtype}",
+                f"one of {', '.join(str(one) for one in DTYPE_NAMES)}",
+                "convert a checkpoint whose weights are not quantized",
+            )
+        stored = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+        if stored != math.prod(entry.size):
+            raise _damaged(f"{key} in {self.folder}: chunks hold {stored} of {math.prod(entry.size)} values")
+        return TensorSpec(tuple(entry.size), dtype)
+
+    def _check_files(self) -> None:
+        """Every chunk of every weight must lie inside an existing file: one `stat` a file, no late surprise."""
+        needed: dict[str, int] = {}
+        for index, stored in self._metadata.storage_data.items():
+            if index.fqn in self.specs:
+                end = stored.offset + stored.length
+                needed[stored.relative_path] = max(end, needed.get(stored.relative_path, 0))
+        for name, size in needed.items():
+            path = self.folder / name
+            found = path.stat().st_size if path.is_file() else 0
+            if found < size:
+                raise _damaged(f"{path} has {found} bytes, its index reaches to {size}")
+
+    def read(self, key: str) -> torch.Tensor:
+        """Return one whole tensor, put together from the chunks that the ranks wrote.
+
+        Raises:
+            CheckpointError: a chunk cannot be decoded.
+        """
+        spec = self.specs[key]
+        whole = torch.empty(spec.shape, dtype=spec.dtype)
+        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner.set_up_planner({key: whole}, self._metadata, is_coordinator=True)
+        try:
+            self._reader.read_data(planner.create_local_plan(), planner).wait()
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+            raise _damaged(f"{key} in {self.folder} cannot be read: {error}") from None
+        return whole
+
+
+def write_torch_dist(
+    folder: Path, specs: Mapping[str, TensorSpec], tensors: Iterator[tuple[str, torch.Tensor]]
+) -> None:
+    """Create a folder that Megatron loads on any grid.
+
+    Args:
+        folder: to be created.
+        specs: every tensor, in the order in which `tensors` yields them.
+        tensors: (key, tensor) pairs.
+    """
+    folder.mkdir()
+    index = Metadata(state_dict_metadata={}, storage_data={}, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
+    with (folder / DATA_FILE).open("wb") as file:
+        for expected_key, spec in specs.items():
+            key, tensor = next(tensors)
+            assert (key, tuple(tensor.shape), tensor.dtype) == (expected_key, spec.shape, spec.dtype), (
+                f"planned {expected_key} {spec}, got {key} {tuple(tensor.shape)} {tensor.dtype}"
+            )
+            origin = torch.Size([0] * tensor.dim())
+            index.state_dict_metadata[key] = TensorStorageMetadata(
+                TensorProperties(dtype=tensor.dtype),
+                tensor.shape,
+                [ChunkStorageMetadata(origin, tensor.shape)],
+            )
+            _append(file, _own_storage(tensor), MetadataIndex(key, origin, 0), index)
+        common = io.BytesIO()
+        torch.save([COMMON_STATE], common)
+        index.state_dict_metadata[COMMON_STATE_KEY] = BytesStorageMetadata()
+        _append(file, common, MetadataIndex(COMMON_STATE_KEY), index)
+        file.flush()
+        os.fsync(file.fileno())
+    (folder / INDEX_FILE).write_bytes(pickle.dumps(index))
+    (folder / METADATA_FILE).write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
+
+
+def _append(file: io.BufferedWriter, item: torch.Tensor | io.BytesIO, key: MetadataIndex, index: Metadata) -> None:
+    """Write one tensor or object at the end of the data file and note where it lies."""
+    offset = file.tell()
+    if isinstance(item, torch.Tensor):
+        torch.save(item, file)
+    else:
+        file.write(item.getbuffer())
+    index.storage_data[key] = _StorageInfo(DATA_FILE, offset, file.tell() - offset)
+
+
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """`torch.save` writes a tensor's whole storage: give a view of a larger one its own."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _damaged(found: str) -> CheckpointError:
+    return CheckpointError(found, "a complete checkpoint", "name an earlier iter_ folder, or copy it again")

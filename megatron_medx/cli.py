@@ -1,0 +1,197 @@
+"""The `medx` command: one small function per subcommand, each importing what it needs when it runs.
+
+So a dry run or a wrong key answers in a fraction of a second, without torch. What a user can mend
+(MedxError) is printed to stderr without a traceback and ends with code 2, like argparse's own errors.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from megatron_medx.errors import ConfigError, MedxError
+from megatron_medx.terminal import complain, say
+
+TRAIN_EPILOG = """examples:
+  medx train demo
+  medx train demo training.steps=5 parallel.tensor=2 parallel.pipeline=2 --nproc 4
+  medx train pretrain_8b --dry-run
+  medx train runs/demo/run.yaml run.folder=runs/again
+  medx train demo --resume"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand and return the exit code: 0 done, 1 a comparison failed, 2 the user can mend it."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse ends the list of overrides at the first option; those after an option arrive here
+    if rest and not (args.run is _train and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    try:
+        return args.run(args)
+    except MedxError as error:
+        complain(str(error))
+        return 2
+
+
+def _train(args: argparse.Namespace) -> int:
+    from megatron_medx.config.checks import check, check_files
+    from megatron_medx.config.describe import describe
+    from megatron_medx.config.overrides import apply_overrides
+
+    overrides = list(args.overrides)
+    if args.nproc is not None:
+        overrides.append(f"parallel.world_size={args.nproc}")
+    config = apply_overrides(_configuration(args.config), overrides)
+    check(config)
+    if not args.dry_run:
+        check_files(config)
+    if os.environ.get("SLURM_PROCID", "0") == "0":  # under srun every task comes here; one speaks
+        for line in describe(config):
+            say(line)
+    if args.dry_run:
+        say("all checks passed; nothing was started")
+        return 0
+    from megatron_medx.training.launch import launch
+
+    return launch(config, args.resume)
+
+
+def _configuration(name: str):
+    """The RunConfig of a recipe, or of a run.yaml when the name looks like a path."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        from megatron_medx.config.files import read_run_yaml
+
+        return read_run_yaml(name)
+    if "=" in name:
+        raise ConfigError(
+            f"{name} where the recipe is expected",
+            "a recipe or a run.yaml first, then overrides",
+            f"write for instance medx train demo {name}",
+        )
+    from megatron_medx.recipes import get_recipe
+
+    return get_recipe(name)
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from megatron_medx.recipes import RECIPES
+
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        say(f"{name:<{width}}  {recipe.__doc__.splitlines()[0]}")
+    return 0
+
+
+def _to_hf(args: argparse.Namespace) -> int:
+    from megatron_medx.checkpoint.convert import to_hf
+
+    to_hf(args.checkpoint, args.out, overwrite=args.overwrite, dtype=args.dtype)
+    say(f"wrote {args.out}")
+    return 0
+
+
+def _to_megatron(args: argparse.Namespace) -> int:
+    from megatron_medx.checkpoint.convert import to_megatron
+
+    to_megatron(args.hf, args.out, overwrite=args.overwrite)
+    say(f"wrote {args.out}")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from megatron_medx.checkpoint.verify import verify
+
+    result = verify(args.hf, args.checkpoint)
+    say(json.dumps(result))
+    return 0 if result["bit_equal"] else 1
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from megatron_medx.generate import generate
+
+    say(generate(args.hf, args.image, args.question, args.max_new_tokens))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from megatron_medx.doctor import report
+
+    for line in report():
+        say(line)
+    return 0
+
+
+def _demo_data(args: argparse.Namespace) -> int:
+    from megatron_medx.data.demo.build import build_demo
+
+    build_demo(args.out)
+    say(f"wrote {args.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medx", description="Medical vision-language training on Megatron-Core.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add(commands, "recipes", _recipes, "list the recipes")
+    _add_convert(commands)
+    generate = _add(commands, "generate", _generate, "ask an exported model a question about images")
+    generate.add_argument("hf", type=Path, metavar="HF_DIR")
+    generate.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="DICOM or PNG; may be repeated"
+    )
+    generate.add_argument("--question", required=True, metavar="TEXT")
+    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    data = commands.add_parser("data", help="write data sets").add_subparsers(required=True, metavar="SET")
+    demo = _add(data, "demo", _demo_data, "real images from pip packages, with the demo's tokenizer")
+    demo.add_argument("out", type=Path, metavar="OUT")
+    _add(commands, "doctor", _doctor, "say what is installed and what will be used")
+    return parser
+
+
+def _add(commands, name: str, run, summary: str, **options: object) -> argparse.ArgumentParser:
+    """Add a subcommand that `run` carries out."""
+    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", **options)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_train(commands) -> None:
+    train = _add(
+        commands,
+        "train",
+        _train,
+        "train a recipe, or repeat a run from its run.yaml",
+        epilog=TRAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", metavar="RECIPE", help="a name that `medx recipes` lists, or the path of a run.yaml")
+    train.add_argument("overrides", nargs="*", metavar="section.field=value")
+    train.add_argument("--nproc", type=int, metavar="N", help="number of ranks (sets parallel.world_size)")
+    train.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    train.add_argument("--dry-run", action="store_true", help="check and describe the run, start nothing")
+
+
+def _add_convert(commands) -> None:
+    convert = commands.add_parser("convert", help="Hugging Face <-> Megatron")
+    directions = convert.add_subparsers(required=True, metavar="DIRECTION")
+    to_hf = _add(directions, "to-hf", _to_hf, "write a Hugging Face directory from a checkpoint")
+    to_hf.add_argument("checkpoint", type=Path, metavar="CKPT")
+    to_megatron = _add(directions, "to-megatron", _to_megatron, "write a checkpoint from a Hugging Face directory")
+    to_megatron.add_argument("hf", type=Path, metavar="HF")
+    for direction in (to_hf, to_megatron):
+        direction.add_argument("out", type=Path, metavar="OUT")
+        direction.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    to_hf.add_argument("--dtype", choices=("keep", "bf16", "fp32"), default="keep", help="of the written tensors")
+    verify = _add(directions, "verify", _verify, "compare a Hugging Face directory with a checkpoint")
+    verify.add_argument("hf", type=Path, metavar="HF")
+    verify.add_argument("checkpoint", type=Path, metavar="CKPT")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""The twenty lines a tired person checks before a run: every derived number with its arithmetic.
+
+In: a configuration that `check` has passed. Out: lines of text, for `--dry-run` and for start-up.
+Numbers come from `parameters.py`, `memory.py` and `flops.py`; nothing is computed twice, nothing is built.
+"""
+
+from megatron_medx.config.flops import step_flops
+from megatron_medx.config.memory import checkpoint_bytes, worst_rank
+from megatron_medx.config.parameters import (
+    decoder_layer_parameters,
+    deepstack_parameters,
+    main_merger_parameters,
+    parameter_counts,
+    part_counts,
+    vision_layer_parameters,
+    vision_stem_parameters,
+)
+from megatron_medx.config.run import PARTS, RunConfig
+
+COLUMN = 12
+"""Width of the first column, characters."""
+
+
+def describe(config: RunConfig) -> list[str]:
+    """Return the lines that describe a run; each derived number shows how it was derived."""
+    numbered = "" if config.run.folder else " or the next free number of it"
+    rows = [
+        ("run", f"{config.run.recipe or 'no recipe'} -> {config.run_folder}{numbered}, seed {config.run.seed}"),
+        *_grid(config),
+        *_amounts(config),
+        *_parameters(config),
+        *_training(config),
+        *_costs(config),
+    ]
+    rows += [("megatron", f"{name} = {value}") for name, value in config.megatron.items()]
+    return [f"{name:<{COLUMN}}{text}" for name, text in rows]
+
+
+def learning_rate(config: RunConfig, part: str) -> float | None:
+    """Return the peak learning rate of a part of the network, None when it is frozen."""
+    if part in config.training.freeze:
+        return None
+    own = getattr(config.optimizer, f"{part}_lr")
+    return config.optimizer.lr if own is None else own
+
+
+def _grid(config: RunConfig) -> list[tuple[str, str]]:
+    p = config.parallel
+    text = f"world {p.world_size} = tensor {p.tensor} x pipeline {p.pipeline} x context {p.context} x data {p.data}"
+    if p.virtual_pipeline > 1:
+        text += f"; {p.virtual_pipeline} chunks a stage"
+    if p.expert > 1:
+        text += f"; experts over {p.expert}"
+    return [("grid", text + ("; sequence parallel" if p.tensor > 1 else ""))]
+
+
+def _amounts(config: RunConfig) -> list[tuple[str, str]]:
+    data, training, side = config.data, config.training, config.model.vision.token_side_px
+    tokens = training.global_batch_rows * data.seq_len_tokens
+    smallest, largest = data.min_pixels // side**2, data.max_pixels // side**2
+    images = (
+        f"{data.min_pixels:,} to {data.max_pixels:,} px, {side} x {side} px a token: {smallest:,} to {largest:,} tokens"
+    )
+    if largest > data.seq_len_tokens:
+        images += f"; a row holds {data.seq_len_tokens:,}, longer samples are refused"
+    replicas = config.parallel.data
+    step = f"{training.global_batch_rows:,} rows x {data.seq_len_tokens:,} = at most {tokens:,} tokens; "
+    step += f"rows / data {replicas} = {training.global_batch_rows // replicas:,} microbatches"
+    return [
+        ("data", f"{data.path or 'no path'}, {'packed rows' if data.packing else 'one sample a row'}"),
+        ("images", images),
+        ("step", step),
+        ("length", f"{training.steps:,} steps x {tokens:,} = at most {_short(training.steps * tokens)} tokens"),
+    ]
+
+
+def _parameters(config: RunConfig) -> list[tuple[str, str]]:
+    model, counts, parts = config.model, parameter_counts(config.model), part_counts(config.model)
+    vision, table = model.vision, f"{model.vocab_size:,} x {model.hidden_size:,}"
+    mergers = f"{main_merger_parameters(model):,}"
+    if vision.deepstack_layers:
+        mergers += f" + {len(vision.deepstack_layers)} x {deepstack_parameters(model):,}"
+    decoder = f"{model.num_layers} x {decoder_layer_parameters(model):,} + {model.hidden_size:,}"
+    stem = f"{vision_stem_parameters(model):,} + {vision.num_layers} x {vision_layer_parameters(model):,}"
+    return [
+        (
+            "parameters",
+            f"{_short(sum(counts.values()))} = {' + '.join(f'{part} {_short(parts[part])}' for part in PARTS)}",
+        ),
+        ("  vision", f"{counts['vision']:,} = {stem}; {_fate(config, 'vision')}"),
+        ("  merger", f"{counts['merger']:,} = {mergers}; {_fate(config, 'merger')}"),
+        ("  language", f"{parts['language']:,}; {_fate(config, 'language')}"),
+        ("    embed", f"{counts['embeddings']:,} = {table}"),
+        ("    decoder", f"{counts['decoder']:,} = {decoder}"),
+        ("    output", f"{counts['output']:,} = {table}" if counts["output"] else "0: tied to the embeddings"),
+    ]
+
+
+def _fate(config: RunConfig, part: str) -> str:
+    rate = learning_rate(config, part)
+    return "frozen" if rate is None else f"trained, lr {rate:g}"
+
+
+def _training(config: RunConfig) -> list[tuple[str, str]]:
+    o, t = config.optimizer, config.training
+    schedule = f"{o.schedule}, warm-up {o.warmup_steps:,} of {t.steps:,} steps"
+    schedule += "" if o.schedule == "constant" else f", down to {o.min_lr / o.lr:.0%} of each peak"
+    start = config.checkpoint.start_from or "seeded random weights"
+    return [
+        ("schedule", schedule),
+        ("optimizer", f"AdamW {o.beta1:g}, {o.beta2:g}, weight decay {o.weight_decay:g}, clip {o.clip_grad_norm:g}"),
+        ("precision", f"{t.precision}, recompute {t.recompute}, start from {start}"),
+    ]
+
+
+def _costs(config: RunConfig) -> list[tuple[str, str]]:
+    memory, data, freeze = worst_rank(config), config.data, config.training.freeze
+    kinds = " + ".join(f"{kind} {_gigabytes(size)}" for kind, size in memory.items())
+    row = step_flops(config.model, [data.seq_len_tokens], [], freeze)["total"]
+    patches = data.max_pixels // config.model.vision.patch_size**2
+    image = step_flops(config.model, [], [patches], freeze)["total"]
+    rows = config.training.global_batch_rows
+    flops = f"{_flops(row)} a full row x {rows:,} rows = {_flops(row * rows)} a step, "
+    flops += f"+ {_flops(image)} an image of {patches:,} patches"
+    return [
+        ("memory", f"{_gigabytes(sum(memory.values()))} GB estimated on the worst rank = {kinds}"),
+        ("checkpoint", f"{_gigabytes(checkpoint_bytes(config))} GB every {config.checkpoint.every_steps:,} steps"),
+        ("FLOPs", flops),
+    ]
+
+
+def _short(number: float) -> str:
+    """`8767123696` -> `8.767 B` (billions); below a million all digits are shown."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:,.0f}"
+
+
+def _flops(number: float) -> str:
+    """`431.4e12` -> `431.4 TFLOP`."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if number >= size:
+            return f"{number / size:.4g} {unit}FLOP"
+    return f"{number / 1e6:.4g} MFLOP"
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:.3f}" if number < 1e9 else f"{number / 1e9:.1f}"

@@ -1,0 +1,166 @@
+"""RunConfig: one complete, typed description of a training run.
+
+Recipes build it, the command line overrides single fields, `checks.py` refuses what cannot run,
+`files.py` writes it beside the checkpoints as `run.yaml`. Nothing here imports torch or Megatron:
+a laptop can validate a cluster run. Megatron's own vocabulary lives in `training/megatron_args.py` alone.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_medx.config.model import ModelConfig
+
+PARTS = ("vision", "merger", "language")
+"""The three parts of the network that can be frozen or given a learning rate of their own."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunSection:
+    """Where the run lives and what makes it repeatable."""
+
+    recipe: str = ""
+    """Name of the recipe this configuration came from."""
+    folder: str = ""
+    """Run folder: checkpoints, metrics, logs and pictures go here. Empty means `runs/<recipe>`."""
+    seed: int = 1234
+    """Seed of the initial weights (with each parameter's name) and of the order of data."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataSection:
+    """What is trained on and how samples become rows."""
+
+    path: str = ""
+    """Folder with `samples.jsonl` and `images/` (see `data/samples.py`)."""
+    processor: str = ""
+    """Hugging Face directory with tokenizer, chat template, image processor. Empty means `<data.path>/processor`."""
+    packing: bool = False
+    """True: fill every row with as many samples as fit. False: one sample a row.
+
+    Attention and positions restart per sample either way.
+    """
+    seq_len_tokens: int = 4096
+    """Longest row, in text and image tokens. A longer sample is refused, never cut."""
+    min_pixels: int = 65536
+    """Images are scaled up to at least this area (width x height, px)."""
+    max_pixels: int = 16777216
+    """Images are scaled down to at most this area (width x height, px)."""
+    max_bad_fraction: float = 0.0
+    """Share of unreadable samples that is skipped (each is logged) before the run stops. 0 stops at the first."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelSection:
+    """The grid of ranks. world_size = tensor x pipeline x context x data."""
+
+    world_size: int = 1
+    """Number of ranks (GPUs). `--nproc` and Slurm set it; a recipe states what it was made for."""
+    tensor: int = 1
+    """Ranks that share every weight matrix of the decoder. Above 1, sequence parallelism is on."""
+    pipeline: int = 1
+    """Stages the decoder's layers are cut into."""
+    virtual_pipeline: int = 1
+    """Model chunks per stage (interleaved schedule); 1 is the plain schedule."""
+    context: int = 1
+    """Ranks that share one row's tokens."""
+    expert: int = 1
+    """Ranks that share the experts of a mixture-of-experts layer."""
+
+    @property
+    def data(self) -> int:
+        """Data-parallel replicas: what the other axes leave of world_size."""
+        return self.world_size // (self.tensor * self.pipeline * self.context)
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerSection:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-4
+    """Peak learning rate of every part that has none of its own."""
+    vision_lr: float | None = None
+    """Peak learning rate of the vision tower; None means `lr`."""
+    merger_lr: float | None = None
+    """Peak learning rate of the mergers; None means `lr`."""
+    language_lr: float | None = None
+    """Peak learning rate of embeddings, decoder and output layer; None means `lr`."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay (scaled with each part's peak)."""
+    schedule: str = "cosine"
+    """`cosine`, `linear` or `constant`, after warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay; norms and biases have none."""
+    beta1: float = 0.9
+    """Adam's first moment decay."""
+    beta2: float = 0.95
+    """Adam's second moment decay."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    clip_grad_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingSection:
+    """How long, how much at once, at which precision."""
+
+    steps: int = 100
+    """Optimizer steps."""
+    global_batch_rows: int = 8
+    """Rows per step over all data-parallel ranks. A microbatch is one row."""
+    precision: str = "bf16"
+    """`bf16` (fp32 main weights and gradients) or `fp32`."""
+    freeze: tuple[str, ...] = ()
+    """Parts that are not trained: any of `vision`, `merger`, `language`."""
+    recompute: str = "none"
+    """Activation recomputation of the decoder: `none`, `selective` (core attention) or `full`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointSection:
+    """What is saved, how often, and what the run starts from."""
+
+    every_steps: int = 100
+    """Save after every so many steps, and always after the last."""
+    start_from: str = ""
+    """Checkpoint folder whose weights (not optimizer, not step) the run starts from. Empty means seeded weights."""
+    async_save: bool = False
+    """Write checkpoints from a background process while training goes on."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LogSection:
+    """What is written while training."""
+
+    every_steps: int = 1
+    """Steps between lines on the terminal when it is not interactive; `metrics.jsonl` has every step."""
+    tensorboard: bool = True
+    """Write TensorBoard events to `<run.folder>/tensorboard`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """A whole run. Sections are described above, each field with its unit."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelConfig
+    data: DataSection = field(default_factory=DataSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    log: LogSection = field(default_factory=LogSection)
+    megatron: dict[str, object] = field(default_factory=dict)
+    """Any Megatron argument without a name here, under Megatron's own name: `megatron.overlap_grad_reduce=true`."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes: `run.folder`, or `runs/<recipe>` when empty (the launcher numbers repetitions)."""
+        return Path(self.run.folder or f"runs/{self.run.recipe}")
+
+    @property
+    def processor_folder(self) -> Path:
+        """Where tokenizer and image processor lie: `data.processor`, or `<data.path>/processor` when that is empty."""
+        return Path(self.data.processor or f"{self.data.path}/processor")

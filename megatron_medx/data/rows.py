@@ -1,0 +1,239 @@
+"""Rows of a run as microbatches: plan, decode, encode, lay side by side.
+
+Comes in: a RunConfig and a global row index. Goes out: the `Microbatch` of that row, the same on any grid and in any
+order of asking. A sample that cannot be read stops the run, or, if `data.max_bad_fraction` allows it, is skipped,
+counted and named in the log; what takes its place is a function of the row index and the files alone.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer
+
+from megatron_medx.config.model import ModelConfig
+from megatron_medx.config.run import DataSection, RunConfig
+from megatron_medx.data.chat import EncodedSample, SampleEncoder
+from megatron_medx.data.microbatch import Microbatch
+from megatron_medx.data.patches import Patcher
+from megatron_medx.data.plan import RowPlan
+from megatron_medx.data.positions import mrope_positions
+from megatron_medx.data.processor_files import check_processor, processor_token_ids
+from megatron_medx.data.samples import Sample, read_samples
+from megatron_medx.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+
+def collate(
+    samples: list[EncodedSample],
+    *,
+    image_token_id: int,
+    merge_size: int,
+    pad_token_id: int = 0,
+    align_tokens: int = 1,
+    pad_to_tokens: int | None = None,
+) -> Microbatch:
+    """Lay samples side by side into one row.
+
+    Args:
+        samples: at least one; their order is kept.
+        image_token_id: id of the placeholder.
+        merge_size: a merge_size x merge_size block of patches is one token.
+        pad_token_id: fills the tail; any token but the placeholder.
+        align_tokens: the row is padded to a multiple of this.
+        pad_to_tokens: pad to exactly this many tokens instead (a multiple of align_tokens).
+
+    Example: samples [5, 6, 7] (weights 0, 1, 1) and [8, 9] (weights 0, 1), align_tokens 4:
+
+        tokens      5 6 7 8 9 0 0 0
+        labels      6 7 0 9 0 0 0 0      the next token of the same sample
+        weights     1 1 0 1 0 0 0 0      the weight of that next token
+        cu_seqlens  0 3 5 8              the tail is a segment of its own
+
+    Raises:
+        DataError: the samples have more than pad_to_tokens tokens.
+    """
+    assert samples, "a row has at least one sample"
+    num_tokens = sum(len(sample.tokens_S) for sample in samples)
+    length = -(-num_tokens // align_tokens) * align_tokens if pad_to_tokens is None else pad_to_tokens
+    if num_tokens > length:
+        raise DataError(
+            f"a row of {num_tokens} tokens (samples {', '.join(sample.sample_id for sample in samples)})",
+            f"at most {length} tokens",
+            "raise data.seq_len_tokens",
+        )
+    tokens, labels, weights = (torch.zeros(length, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32))
+    tokens[num_tokens:] = pad_token_id
+    positions, starts, at = [], [0], 0
+    for sample in samples:
+        end = at + len(sample.tokens_S)
+        tokens[at:end] = sample.tokens_S
+        weights[at : end - 1] = sample.loss_weights_S[1:]
+        labels[at : end - 1] = torch.where(sample.loss_weights_S[1:] > 0, sample.tokens_S[1:], 0)
+        positions.append(mrope_positions(sample.tokens_S, sample.grids_I3, image_token_id, merge_size))
+        starts.append(end)
+        at = end
+    if at < length:
+        positions.append(torch.arange(length - at).expand(3, -1))
+        starts.append(length)
+    return Microbatch(
+        tokens_1S=tokens[None],
+        labels_1S=labels[None],
+        loss_weights_1S=weights[None],
+        positions_3S=torch.cat(positions, dim=1),
+        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        pixels_PC=torch.cat([sample.pixels_PC for sample in samples]),
+        grids_I3=torch.cat([sample.grids_I3 for sample in samples]),
+        vision_index_M=(tokens == image_token_id).nonzero()[:, 0],
+        sample_ids=[sample.sample_id for sample in samples],
+    )
+
+
+class RowDataset(Dataset):
+    """Row index -> Microbatch, without end: index j is the j-th row of the whole run, over all ranks.
+
+    Args:
+        encoder: encodes the samples of the data folder.
+        samples: all of them.
+        data: packing, lengths, tolerance.
+        model: special token ids and merge size.
+        seed: of the order.
+        align_tokens: rows are padded to a multiple of this.
+        pad_to_tokens: pad every row to exactly this many tokens instead.
+
+    Raises:
+        DataError: a sample is too long or unreadable as far as headers tell, and `max_bad_fraction` does not cover it.
+    """
+
+    def __init__(
+        self,
+        encoder: SampleEncoder,
+        samples: list[Sample],
+        data: DataSection,
+        model: ModelConfig,
+        seed: int,
+        align_tokens: int = 1,
+        pad_to_tokens: int | None = None,
+    ):
+        self.encoder = encoder
+        self.num_samples = len(samples)
+        self.bad_sample_ids: set[str] = set()
+        """Samples met so far, by this process, that cannot be read."""
+        self._max_bad_fraction = data.max_bad_fraction
+        self._layout = {
+            "image_token_id": model.image_token_id,
+            "merge_size": model.vision.merge_size,
+            "pad_token_id": encoder.tokenizer.pad_token_id,
+            "align_tokens": align_tokens,
+            "pad_to_tokens": pad_to_tokens,
+        }
+        self.samples, lengths = self._measure(samples)
+        self.plan = RowPlan(lengths, data.seq_len_tokens, data.packing, seed)
+
+    def __getitem__(self, j: int) -> Microbatch:
+        """The microbatch of row j.
+
+        Raises:
+            DataError: a sample cannot be read, and `max_bad_fraction` does not cover it.
+        """
+        encoded = self._readable(self.plan.row(j))
+        # a row of which nothing is left takes the first readable sample of the rows behind it: still a function of j
+        for next_row in range(j + 1, j + 1 + self.plan.rows_per_epoch):
+            if encoded:
+                break
+            encoded = self._readable(self.plan.row(next_row)[:1])
+        if not encoded:
+            raise DataError(
+                "no readable sample", "at least one", "look for the first error above and mend the data folder"
+            )
+        return collate(encoded, **self._layout)
+
+    def _measure(self, samples: list[Sample]) -> tuple[list[Sample], list[int]]:
+        """Samples whose headers can be read, with their lengths in tokens."""
+        kept, lengths = [], []
+        for sample in samples:
+            try:
+                lengths.append(self.encoder.length(sample))
+                kept.append(sample)
+            except DataError as error:
+                self._count_bad(sample, error)
+        if not kept:
+            raise DataError(
+                f"none of {len(samples)} samples can be read",
+                "at least one",
+                "set data.max_bad_fraction=0 to see the first error",
+            )
+        return kept, lengths
+
+    def _readable(self, indices: list[int]) -> list[EncodedSample]:
+        encoded = []
+        for sample in (self.samples[index] for index in indices):
+            if sample.sample_id in self.bad_sample_ids:
+                continue
+            try:
+                encoded.append(self.encoder.encode(sample))
+            except DataError as error:
+                self._count_bad(sample, error)
+        return encoded
+
+    def _count_bad(self, sample: Sample, error: DataError) -> None:
+        """Log a sample that cannot be read; raise when there are more than allowed."""
+        if self._max_bad_fraction == 0:
+            name = f"sample {sample.sample_id}"
+            named = error.found if error.found.startswith(name) else f"{name}: {error.found}"
+            raise DataError(named, error.needed, error.do) from error
+        self.bad_sample_ids.add(sample.sample_id)
+        num_bad = len(self.bad_sample_ids)
+        log.warning("sample %s skipped (%d bad so far): %s", sample.sample_id, num_bad, error.found)
+        if num_bad > self._max_bad_fraction * self.num_samples:
+            raise DataError(
+                f"{num_bad} of {self.num_samples} samples cannot be read; the last: {error.found}",
+                f"at most data.max_bad_fraction = {self._max_bad_fraction:g} of them",
+                "mend the samples named in the log, or raise data.max_bad_fraction",
+            ) from error
+
+
+def build_row_dataset(config: RunConfig, align_tokens: int, pad_to_tokens: int | None = None) -> RowDataset:
+    """The rows of a run, checked against its model.
+
+    Args:
+        config: sections run (seed), data and model are read.
+        align_tokens: what the grid asks a row's length to be a multiple of.
+        pad_to_tokens: pad every row to exactly this many tokens instead.
+
+    Raises:
+        ConfigError: processor and model disagree on token ids, vocabulary or patch sizes, or data.path is not set.
+        DataError: the data folder or the processor directory is not whole.
+    """
+    data = config.data
+    if not data.path:
+        raise ConfigError("data.path is not set", "a data folder", "add data.path=FOLDER; `make demo` builds one")
+    samples = read_samples(Path(data.path))
+    processor = Path(data.processor) if data.processor else Path(data.path) / "processor"
+    check_processor(processor)
+    tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
+    patcher = Patcher.from_directory(processor, data.min_pixels, data.max_pixels)
+    _check_against_model(processor, len(tokenizer), patcher, config.model)
+    encoder = SampleEncoder(tokenizer, patcher, Path(data.path), data.seq_len_tokens)
+    return RowDataset(encoder, samples, data, config.model, config.run.seed, align_tokens, pad_to_tokens)
+
+
+def _check_against_model(processor: Path, num_tokens: int, patcher: Patcher, model: ModelConfig) -> None:
+    """Raises ConfigError with every disagreement at once."""
+    of_processor = processor_token_ids(processor)
+    of_model = {field: getattr(model, field) for field in of_processor}
+    for name in ("patch_size", "merge_size", "temporal_patch_size"):
+        of_processor[f"vision.{name}"] = getattr(patcher.processor, name)
+        of_model[f"vision.{name}"] = getattr(model.vision, name)
+    differing = [name for name, value in of_processor.items() if of_model[name] != value]
+    found = [f"model.{name} = {of_model[name]}, processor {of_processor[name]}" for name in differing]
+    if num_tokens > model.vocab_size:
+        found.append(f"model.vocab_size = {model.vocab_size}, tokenizer {num_tokens} tokens")
+    if found:
+        raise ConfigError(
+            f"{processor} does not fit the model: " + "; ".join(found),
+            "equal ids and sizes, and a vocabulary that holds every token",
+            "set the model's fields to the processor's values, or data.processor to the directory of this model",
+        )

@@ -1,0 +1,76 @@
+"""ModelConfig to Megatron's TransformerConfig, for decoder and tower.
+
+`decoder_architecture` is everything of the decoder's configuration that the architecture decides. Precision, grid and
+schedule come from the caller; the tower inherits precision and recomputation from the decoder's configuration.
+"""
+
+import copy
+import functools
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_medx.config.model import ModelConfig
+
+tanh_gelu = functools.partial(torch.nn.functional.gelu, approximate="tanh")
+
+
+def decoder_architecture(model: ModelConfig) -> dict[str, Any]:
+    """Fields of TransformerConfig that are facts about the Qwen3 decoder."""
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_heads,
+        "num_query_groups": model.num_kv_heads,
+        "kv_channels": model.head_dim,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.rms_norm_eps,
+        "qk_layernorm": True,
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "rotary_interleaved": False,
+    }
+
+
+def tower_config(model: ModelConfig, decoder: TransformerConfig) -> TransformerConfig:
+    """Configuration of the vision tower beside a decoder's: one stage, not sliced, same precision.
+
+    The decoder's configuration is complete (Megatron has derived and checked its fields), so it is copied and the
+    facts of the tower are written over it.
+    """
+    config = copy.copy(decoder)
+    facts = {
+        "num_layers": model.vision.num_layers,
+        "hidden_size": model.vision.hidden_size,
+        "num_attention_heads": model.vision.num_heads,
+        "num_query_groups": model.vision.num_heads,
+        "kv_channels": model.vision.hidden_size // model.vision.num_heads,
+        "ffn_hidden_size": model.vision.ffn_hidden_size,
+        "normalization": "LayerNorm",
+        "layernorm_epsilon": 1e-6,
+        "qk_layernorm": False,
+        "gated_linear_unit": False,
+        "activation_func": tanh_gelu,
+        "add_bias_linear": True,
+        "add_qkv_bias": True,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "virtual_pipeline_model_parallel_size": None,
+        "context_parallel_size": 1,
+        "sequence_parallel": False,
+        "pipeline_model_parallel_layout": None,
+        "num_layers_in_first_pipeline_stage": None,
+        "num_layers_in_last_pipeline_stage": None,
+        "recompute_granularity": None,
+        "fp8": None,
+    }
+    for name, value in facts.items():
+        assert hasattr(config, name), f"TransformerConfig of this megatron-core has no field {name}"
+        setattr(config, name, value)
+    return config

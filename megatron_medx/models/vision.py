@@ -1,0 +1,96 @@
+"""The vision tower: a native-resolution transformer over the patches of all images of a row.
+
+Patches of all images are one packed sequence; attention stays within an image. The tower is replicated on every
+tensor-parallel rank (its modules are built on groups of one rank), see DESIGN.md.
+"""
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_medx.config.model import ModelConfig
+from megatron_medx.models.rotary import interpolated_positions, patch_angles, patch_rows_and_columns
+from megatron_medx.models.specs import LayerSpecs
+
+
+class VisionTower(MegatronModule):
+    """Patch embedding, interpolated positions, transformer layers with 2-D rotary attention, DeepStack taps."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TransformerConfig,
+        specs: LayerSpecs,
+        solo_groups: ProcessGroupCollection,
+    ):
+        super().__init__(config)
+        self.sizes = model.vision
+        self.patch_embed = torch.nn.Linear(self.sizes.patch_dim, self.sizes.hidden_size, dtype=config.params_dtype)
+        self.pos_embed = torch.nn.Embedding(
+            self.sizes.num_position_embeddings, self.sizes.hidden_size, dtype=config.params_dtype
+        )
+        self.encoder = TransformerBlock(
+            config,
+            specs.vision_block(self.sizes.num_layers),
+            post_layer_norm=False,
+            pg_collection=solo_groups,
+        )
+        for parameter in self.parameters():
+            # Each tensor rank holds a copy; counted as shards, the copies would enter the gradient norm t times.
+            parameter.tensor_model_parallel = False
+
+    def forward(self, pixels_PC: Tensor, grids_I3: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Encode every image on its own.
+
+        Args:
+            pixels_PC: (P, C) normalised patches, merge block by merge block, images one after the other; P > 0.
+            grids_I3: (I, 3) int64 frames, height, width of each image in patches; their products sum to P.
+
+        Returns:
+            (P, E) output of the last layer and K tensors (P, E) tapped after `deepstack_layers`.
+        """
+        rows, columns = patch_rows_and_columns(grids_I3, self.sizes.merge_size)
+        h_PE = self.patch_embed(pixels_PC.to(self.patch_embed.weight.dtype))
+        h_PE = h_PE + interpolated_positions(self.pos_embed.weight, grids_I3, rows, columns)
+        h_P1E, taps = self._encode(
+            hidden_states=h_PE.unsqueeze(1),
+            attention_mask=None,
+            rotary_pos_emb=patch_angles(rows, columns, self.sizes.hidden_size // self.sizes.num_heads),
+            packed_seq_params=segments_of_frames(grids_I3),
+        )
+        return h_P1E.squeeze(1), [tap.squeeze(1) for tap in taps]
+
+    def _encode(self, **inputs) -> tuple[Tensor, list[Tensor]]:
+        """Run the layers; Megatron returns the taps only when some are asked for."""
+        taps = set(self.sizes.deepstack_layers)
+        result = self.encoder(extract_layer_indices=taps, **inputs)
+        return result if taps else (result, [])
+
+
+def segments_of_frames(grids_I3: Tensor) -> PackedSeqParams:
+    """Attention segments of the tower: each frame of each image on its own.
+
+    Example: grids (1, 4, 6) and (2, 2, 2) give borders 0 24 28 32.
+    """
+    patches = (grids_I3[:, 1] * grids_I3[:, 2]).repeat_interleave(grids_I3[:, 0])
+    return packed_segments(torch.nn.functional.pad(patches.cumsum(0), (1, 0)).int(), int(patches.max()))
+
+
+def packed_segments(cu_seqlens: Tensor, longest: int) -> PackedSeqParams:
+    """Megatron's description of a packed row.
+
+    Args:
+        cu_seqlens: (segments + 1,) int32 borders, 0 first and the row's length last.
+        longest: tokens of the longest segment.
+    """
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )

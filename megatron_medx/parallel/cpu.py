@@ -1,0 +1,196 @@
+"""The one place that lets Megatron-Core run without CUDA, over gloo.
+
+`enable_cpu_backend()` is called before anything of Megatron is built. Where a GPU is, it does nothing. Where none is,
+it answers the CUDA questions Megatron asks (`PATCHES`, each with its reason) and maps device arguments to the CPU; the
+arithmetic, the communication and the checkpoints stay Megatron's own. `torch.cuda.is_available()` stays False: turning
+it on would send torch itself (optimizers, data loaders, dynamo) into CUDA calls. Written against megatron-core 0.19.2;
+`tests/unit/parallel/test_cpu_backend.py` fails when a newer one makes a patch needless or needs another.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from megatron_medx.parallel.torch_adamw import with_initial_state, with_own_steps, without_step
+
+_CPU = torch.device("cpu")
+
+ENVIRONMENT = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's argument check asks for it under tensor parallelism
+    "TORCHDYNAMO_DISABLE": "1",  # Megatron's jit_fuser is torch.compile, which costs a C++ build per function on CPU
+}
+"""Set where unset, before megatron is imported."""
+
+
+class _Stream:
+    """Stands in for a CUDA stream: work on the CPU is done when the call returns."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def synchronize(self) -> None:
+        """Nothing is ever pending."""
+
+    def wait_stream(self, stream) -> None:
+        """Nothing is ever pending."""
+
+
+def _no_op(*args, **kwargs) -> None:
+    return None
+
+
+def _zero(*args, **kwargs) -> int:
+    return 0
+
+
+def _empty(*args, **kwargs) -> dict:
+    return {}
+
+
+def _device_properties(*args) -> types.SimpleNamespace:
+    return types.SimpleNamespace(name="cpu", major=9, minor=0, multi_processor_count=os.cpu_count(), total_memory=0)
+
+
+def _get_rng_state(*args, **kwargs) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(state: torch.Tensor, *args, **kwargs) -> None:
+    torch.set_rng_state(state)
+
+
+def _allow_no_cuda(initialize_megatron: Callable) -> Callable:
+    return functools.partial(initialize_megatron, allow_no_cuda=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One name that is replaced.
+
+    `module` may end in `:Class`. `replacement` is the new object, or, with `wraps=True`, a function from the old object
+    to the new one.
+    """
+
+    module: str
+    name: str
+    replacement: object
+    reason: str
+    wraps: bool = False
+
+    def owner(self) -> object:
+        """The module or class that holds the name."""
+        module, _, attribute = self.module.partition(":")
+        imported = importlib.import_module(module)
+        return getattr(imported, attribute) if attribute else imported
+
+
+_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
+
+PATCHES = (
+    Patch("torch.cuda", "current_device", lambda: _CPU, "buffers and RNG states are created on it"),
+    Patch("torch.cuda", "set_device", _no_op, "initialize_megatron binds each rank to a GPU"),
+    Patch("torch.cuda", "device_count", lambda: 1, "ranks per node are checked against it"),
+    Patch("torch.cuda", "synchronize", _no_op, "timers and schedules wait for kernels"),
+    Patch("torch.cuda", "empty_cache", _no_op, "called before each save"),
+    Patch("torch.cuda", "memory_allocated", _zero, "logged after the first step"),
+    Patch("torch.cuda", "max_memory_allocated", _zero, "logged after the first step"),
+    Patch("torch.cuda", "memory_reserved", _zero, "logged after the first step"),
+    Patch("torch.cuda", "max_memory_reserved", _zero, "logged after the first step"),
+    Patch("torch.cuda", "device_memory_used", _zero, "logged after the first step"),
+    Patch("torch.cuda", "memory_stats", _empty, "logged after the first step"),
+    Patch("torch.cuda", "get_device_properties", _device_properties, "fusion checks read the chip's capability"),
+    Patch("torch.cuda", "get_device_capability", lambda *args: (9, 0), "fusion checks read the chip's capability"),
+    Patch("torch.cuda", "Stream", _Stream, "side streams of gradient reduction and checkpointing"),
+    Patch("torch.cuda", "stream", lambda stream: contextlib.nullcontext(), "side streams are entered as contexts"),
+    Patch("torch.cuda", "current_stream", lambda *args: _Stream(), "side streams wait for it"),
+    Patch("torch.cuda", "manual_seed", torch.manual_seed, "the per-rank RNG tracker seeds the device generator"),
+    Patch("torch.cuda", "get_rng_state", _get_rng_state, "RNG states are saved in checkpoints"),
+    Patch("torch.cuda", "set_rng_state", _set_rng_state, "RNG states are restored from checkpoints"),
+    Patch("megatron.core.tensor_parallel.random", "_get_cuda_rng_state", _get_rng_state, "RNG tracker's fork"),
+    Patch("megatron.core.tensor_parallel.random", "_set_cuda_rng_state", _set_rng_state, "RNG tracker's fork"),
+    Patch("megatron.core.datasets.utils", "compile_helpers", _no_op, "runs make inside the installed wheel"),
+    Patch("megatron.training.training", "initialize_megatron", _allow_no_cuda, "asserts CUDA unless told so", wraps=True),
+    Patch(_OPTIMIZER, "state_dict", with_initial_state, "torch's AdamW has no state before its first step", wraps=True),
+    Patch(_OPTIMIZER, "load_state_dict", with_own_steps, "torch's AdamW counts steps per parameter", wraps=True),
+    Patch(
+        _OPTIMIZER,
+        "_set_main_param_and_optimizer_states",
+        without_step,
+        "torch's AdamW counts steps per parameter",
+        wraps=True,
+    ),
+)
+
+
+class CudaAsCpu(TorchFunctionMode):
+    """Maps every CUDA device argument to the CPU, for all torch functions called while it is active."""
+
+    _STAY = (torch.Tensor.cuda, torch.Tensor.pin_memory)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Run `func` with CUDA devices replaced; `tensor.type()` answers the CUDA name that Megatron compares with."""
+        kwargs = dict(kwargs or {})
+        if func in self._STAY:
+            return args[0]
+        kwargs.pop("pin_memory", None)
+        if "device" in kwargs:
+            kwargs["device"] = _on_cpu(kwargs["device"])
+        if func is torch.Tensor.to:
+            args = (args[0], *(_on_cpu(arg) for arg in args[1:]))
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            # DistributedOptimizer and gradient clipping compare this string with torch.cuda.FloatTensor.
+            return func(*args).replace("torch.", "torch.cuda.")
+        return func(*args, **kwargs)
+
+
+def _on_cpu(device):
+    """The CPU for anything that names a CUDA device, `device` itself otherwise."""
+    names_cuda = (
+        (isinstance(device, int) and not isinstance(device, bool))
+        or (isinstance(device, str) and device.startswith("cuda"))
+        or (isinstance(device, torch.device) and device.type == "cuda")
+    )
+    return _CPU if names_cuda else device
+
+
+_active: CudaAsCpu | None = None
+
+
+def cpu_backend_needed() -> bool:
+    """True where torch sees no GPU."""
+    return not torch.cuda.is_available()
+
+
+def enable_cpu_backend(announce: Callable[[str], None] | None = None) -> bool:
+    """Make this process able to run Megatron on the CPU; without effect where a GPU is, or when called again.
+
+    Args:
+        announce: receives the one line that says the backend is on.
+
+    Returns:
+        True where the backend is active.
+    """
+    global _active
+    if not cpu_backend_needed():
+        return False
+    if _active is None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # All imports come first: dynamo's import-time tables refuse one stand-in under several torch.cuda names.
+        owners = [patch.owner() for patch in PATCHES]
+        for patch, owner in zip(PATCHES, owners, strict=True):
+            old = getattr(owner, patch.name)  # a name that is gone must fail here, not be created
+            setattr(owner, patch.name, patch.replacement(old) if patch.wraps else patch.replacement)
+        torch.nn.Module.cuda = lambda module, device=None: module
+        _active = CudaAsCpu()
+        _active.__enter__()
+    if announce:
+        announce(f"CPU backend on: no CUDA device, Megatron-Core runs over gloo ({len(PATCHES)} names patched)")
+    return True

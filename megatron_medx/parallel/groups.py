@@ -1,0 +1,23 @@
+"""Process groups beyond Megatron's own.
+
+The vision tower is not sliced: every tensor-parallel rank of the first stage holds it whole, so its Megatron modules
+get groups of one rank.
+"""
+
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+_solo: dist.ProcessGroup | None = None
+
+
+def solo_groups() -> ProcessGroupCollection:
+    """Groups that hold only this rank, for modules that are replicated instead of sliced.
+
+    Collective: every rank must call it the first time.
+    """
+    global _solo
+    if _solo is None or _solo not in dist.distributed_c10d._world.pg_map:
+        _solo, _ = dist.new_subgroups(group_size=1)
+    groups = ProcessGroupCollection()
+    groups.tp = groups.cp = groups.pp = groups.ep = groups.expt_tp = groups.tp_cp = _solo
+    return groups

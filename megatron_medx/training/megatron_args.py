@@ -1,0 +1,202 @@
+"""RunConfig to Megatron's arguments: the one file that speaks both vocabularies.
+
+`settings` is the table, under Megatron's own argument names. `config/megatron_names.py` lists the same names for the
+check that refuses them in the `megatron.` section. `command_line` turns settings into the words Megatron's own parser
+reads, so that Megatron derives and validates everything else itself.
+"""
+
+import argparse
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_medx.config.run import RunConfig
+from megatron_medx.errors import ConfigError
+
+
+def settings(config: RunConfig, *, folder: Path, resume: bool, use_cuda: bool, use_transformer_engine: bool) -> dict[str, Any]:
+    """Every Megatron argument that a run decides, by Megatron's name.
+
+    Args:
+        folder: the run folder.
+        resume: continue from the newest checkpoint in the folder.
+        use_cuda: NCCL and fused kernels; otherwise gloo and plain torch.
+        use_transformer_engine: which layers Megatron expects.
+    """
+    return (
+        _network(config)
+        | _grid(config)
+        | _training(config)
+        | _checkpoints(config, folder, resume)
+        | _logging(config, folder)
+        | _backend(use_cuda, use_transformer_engine)
+    )
+
+
+def _network(config: RunConfig) -> dict[str, Any]:
+    model = config.model
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_heads,
+        "group_query_attention": True,
+        "num_query_groups": model.num_kv_heads,
+        "kv_channels": model.head_dim,
+        "qk_layernorm": True,
+        "swiglu": True,
+        "add_bias_linear": False,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.rms_norm_eps,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "position_embedding_type": "none",  # the model computes M-RoPE angles itself, Megatron's is the chunked kind
+        "untie_embeddings_and_output_weights": not model.tie_embeddings,
+        "seq_length": config.data.seq_len_tokens,
+        "max_position_embeddings": config.data.seq_len_tokens,
+        "tokenizer_type": "NullTokenizer",  # rows come tokenised; Megatron only wants a vocabulary size for its log
+        "vocab_size": model.vocab_size - 1,  # NullTokenizer adds an end-of-document token
+        "make_vocab_size_divisible_by": 1,
+    }
+
+
+def _grid(config: RunConfig) -> dict[str, Any]:
+    grid = config.parallel
+    virtual = grid.virtual_pipeline if grid.virtual_pipeline > 1 else None
+    return {
+        "tensor_model_parallel_size": grid.tensor,
+        "sequence_parallel": grid.tensor > 1,
+        "pipeline_model_parallel_size": grid.pipeline,
+        "num_virtual_stages_per_pipeline_rank": virtual,
+        "context_parallel_size": grid.context,
+        "expert_model_parallel_size": grid.expert,
+        "use_distributed_optimizer": True,
+    }
+
+
+def _training(config: RunConfig) -> dict[str, Any]:
+    training, optimizer = config.training, config.optimizer
+    bf16 = training.precision == "bf16"
+    return {
+        "seed": config.run.seed,
+        "train_iters": training.steps,
+        "micro_batch_size": 1,
+        "global_batch_size": training.global_batch_rows,
+        "calculate_per_token_loss": True,
+        "bf16": bf16,
+        "accumulate_allreduce_grads_in_fp32": bf16,
+        "recompute_granularity": None if training.recompute == "none" else training.recompute,
+        "recompute_method": "uniform" if training.recompute == "full" else None,
+        "recompute_num_layers": 1 if training.recompute == "full" else None,
+        "optimizer": "adam",
+        "lr": optimizer.lr,
+        "min_lr": optimizer.min_lr,
+        "lr_decay_style": optimizer.schedule,
+        "lr_warmup_iters": optimizer.warmup_steps,
+        "override_opt_param_scheduler": True,  # the configuration decides, also where a checkpoint recorded another
+        "weight_decay": optimizer.weight_decay,
+        "adam_beta1": optimizer.beta1,
+        "adam_beta2": optimizer.beta2,
+        "adam_eps": optimizer.eps,
+        "clip_grad": optimizer.clip_grad_norm,
+        "eval_iters": 0,
+        "eval_interval": training.steps,
+        "dataloader_type": "external",
+        "rerun_mode": "disabled",
+        "manual_gc": True,  # ranks collect garbage at the same steps, or each pause stalls all of them in turn
+        "manual_gc_interval": 50,
+    }
+
+
+def _checkpoints(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any]:
+    checkpoints = folder / "checkpoints"
+    return {
+        "save": str(checkpoints),
+        "save_interval": config.checkpoint.every_steps,
+        "load": str(checkpoints) if resume else None,
+        "exit_on_missing_checkpoint": resume,
+        "pretrained_checkpoint": config.checkpoint.start_from or None,
+        "ckpt_format": "torch_dist",
+        "dist_ckpt_optim_fully_reshardable": True,  # resume on any grid
+        "async_save": config.checkpoint.async_save,
+        # Nothing in a run draws random numbers after the initial weights: dropout is 0, the order of data is a function.
+        "no_save_rng": True,
+        "no_load_rng": True,
+    }
+
+
+def _logging(config: RunConfig, folder: Path) -> dict[str, Any]:
+    return {
+        "log_interval": 1,
+        "tensorboard_dir": str(folder / "tensorboard") if config.log.tensorboard else None,
+        "tensorboard_log_interval": 1,
+        "log_throughput": False,  # Megatron's formula does not know the tower; metrics.jsonl has ours
+    }
+
+
+def _backend(use_cuda: bool, use_transformer_engine: bool) -> dict[str, Any]:
+    backend = {
+        "transformer_impl": "transformer_engine" if use_transformer_engine else "local",
+        "distributed_backend": "nccl" if use_cuda else "gloo",
+        "use_cpu_initialization": True,  # initial weights are drawn on the CPU, equal on every grid
+        "perform_initialization": False,  # models/initial_weights.py draws them
+    }
+    # M-RoPE angles are per token; the fused rotary kernel restarts them per segment. Fused gradient accumulation is
+    # Apex's: the output layer is Megatron's own linear, also where the layers are Transformer Engine's.
+    backend |= {"apply_rope_fusion": False, "gradient_accumulation_fusion": False}
+    if not use_transformer_engine:
+        backend |= dict.fromkeys(("masked_softmax_fusion", "bias_dropout_fusion", "bias_swiglu_fusion"), False)
+        backend["no_persist_layer_norm"] = True
+    return backend
+
+
+def command_line(parser: argparse.ArgumentParser, arguments: Mapping[str, Any]) -> list[str]:
+    """The words that make `parser` produce `arguments`.
+
+    Args:
+        parser: Megatron's own.
+        arguments: values by destination name; None leaves the default.
+
+    Raises:
+        ConfigError: names that Megatron does not have, or a value that its switch cannot express.
+    """
+    actions: dict[str, list[argparse.Action]] = {}
+    for action in parser._actions:
+        actions.setdefault(action.dest, []).append(action)
+    unknown = [name for name in arguments if name not in actions]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], actions, n=1)
+        raise ConfigError(
+            f"megatron arguments that this megatron-core does not have: {', '.join(unknown)}",
+            "names of Megatron's own arguments" + (f"; nearest to {unknown[0]}: {near[0]}" if near else ""),
+            "correct or remove them in the megatron section",
+        )
+    words = []
+    for name, value in arguments.items():
+        words += _words(name, value, actions[name])
+    return words
+
+
+def _words(name: str, value: Any, actions: list[argparse.Action]) -> list[str]:
+    """Option and values for one argument; several actions may share a destination (--x and --no-x)."""
+    if value is None or any(_is_default(action, value) for action in actions):
+        return []
+    for action in actions:
+        if isinstance(action, argparse.BooleanOptionalAction) and isinstance(value, bool):
+            positive = next(option for option in action.option_strings if not option.startswith("--no-"))
+            return [positive if value else positive.replace("--", "--no-", 1)]
+        if action.nargs == 0 and action.const == value:
+            return [action.option_strings[0]]
+        if action.nargs != 0:
+            values = value if isinstance(value, list | tuple) else [value]
+            return [action.option_strings[0], *map(str, values)]
+    raise ConfigError(
+        f"megatron.{name}={value}",
+        f"a value that Megatron's {actions[0].option_strings[0]} can express: {actions[0].const}",
+        "change the value",
+    )
+
+
+def _is_default(action: argparse.Action, value: Any) -> bool:
+    return action.default is not argparse.SUPPRESS and type(action.default) is type(value) and action.default == value

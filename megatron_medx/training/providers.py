@@ -1,0 +1,92 @@
+"""What Megatron asks us for: the model of a stage and the rows of a rank."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from megatron.core import mpu
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.training import get_args
+from megatron.training.arguments import core_transformer_config_from_args
+
+from megatron_medx.config.run import RunConfig
+from megatron_medx.data.microbatch import Microbatch
+from megatron_medx.data.rows import RowDataset, build_row_dataset
+from megatron_medx.models.initial_weights import set_initial_weights
+from megatron_medx.models.megatron_config import decoder_architecture
+from megatron_medx.models.qwen3_vl import PART_PREFIXES, Qwen3VLModel
+from megatron_medx.models.specs import layer_specs
+from megatron_medx.parallel.groups import solo_groups
+
+
+def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Callable:
+    """The function with which Megatron builds each stage: seeded weights, frozen parts."""
+
+    def model_provider(
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+        config: TransformerConfig | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> Qwen3VLModel:
+        stage = Qwen3VLModel(
+            run.model,
+            config or transformer_config(run),
+            layer_specs(use_transformer_engine),
+            pg_collection,
+            solo_groups(),
+            pre_process=pre_process,
+            post_process=post_process,
+            vp_stage=vp_stage,
+        )
+        set_initial_weights(stage, run.run.seed)
+        freeze_parts(stage, run.training.freeze)
+        return stage
+
+    run = config
+    return model_provider
+
+
+def transformer_config(config: RunConfig) -> TransformerConfig:
+    """Megatron's configuration from Megatron's arguments, checked against the architecture."""
+    derived = core_transformer_config_from_args(get_args())
+    for name, value in decoder_architecture(config.model).items():
+        found = getattr(derived, name)
+        assert found == value, f"Megatron's arguments give {name}={found}, the architecture is {value}"
+    derived.variable_seq_lengths = not config.data.packing  # unpacked rows are as long as their sample
+    derived.hetereogenous_dist_checkpoint = True  # one checkpoint entry a layer: names without stacking
+    return derived
+
+
+def freeze_parts(stage: torch.nn.Module, freeze: tuple[str, ...]) -> None:
+    """Exclude the parameters of the named parts from training."""
+    prefixes = tuple(prefix for part in freeze for prefix in PART_PREFIXES[part])
+    for name, parameter in stage.named_parameters():
+        if prefixes and name.startswith(prefixes):
+            parameter.requires_grad = False
+
+
+def make_dataset_provider(config: RunConfig) -> Callable:
+    """The function with which Megatron asks for data; every rank builds its own, nothing is sent between ranks."""
+
+    def dataset_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
+        grid = config.parallel
+        align = grid.tensor * grid.context * (2 if grid.context > 1 else 1)
+        dataset = build_row_dataset(config, align, config.data.seq_len_tokens if config.data.packing else None)
+        first_row = get_args().consumed_train_samples
+        rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+        return rows_of_rank(dataset, first_row, rank, size), None, None
+
+    dataset_provider.is_distributed = True
+    return dataset_provider
+
+
+def rows_of_rank(dataset: RowDataset, first_row: int, rank: int, size: int) -> Iterator[Microbatch]:
+    """Rows `first_row + rank`, then every `size`-th: with any number of ranks a step holds the same rows.
+
+    Args:
+        first_row: rows consumed by all ranks before; the only state that a resume needs.
+        rank, size: place among the data-parallel ranks, which divide the rows of a step.
+    """
+    return (dataset[row] for row in itertools.count(first_row + rank, size))

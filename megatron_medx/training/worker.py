@@ -1,0 +1,147 @@
+"""One rank of a run: everything that happens between the launcher and `megatron.training.pretrain`.
+
+Started by `launch.py` on one machine, or by `srun medx train ...` on a cluster. The screen belongs to people: what
+Megatron, torch and the libraries print goes to `logs/rank_<n>.log` in the run folder.
+"""
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from megatron_medx.config.files import read_run_yaml
+from megatron_medx.config.run import RunConfig
+from megatron_medx.errors import CheckpointError, MedxError
+
+USER_ERROR = 2
+"""Exit code of a run that stopped for something its user can mend."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m megatron_medx.training.worker RUN_FOLDER [--resume]`: train as the rank that RANK says."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    folder = Path(words[0])
+    return run_rank(read_run_yaml(folder / "run.yaml"), folder, resume="--resume" in words)
+
+
+def run_rank(config: RunConfig, folder: Path, resume: bool) -> int:
+    """Train as one rank; returns the exit code of this process."""
+    rank = int(os.environ["RANK"])
+    screen = redirect_output(folder / "logs" / f"rank_{rank}.log")
+    try:
+        train(config, folder, resume, screen)
+    except MedxError as error:
+        report_once(folder, str(error), screen)
+        return USER_ERROR
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        report_once(folder, str(disk_full(folder)), screen)
+        return USER_ERROR
+    return 0
+
+
+def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None:
+    """Set this process up, then hand it to Megatron."""
+    # Imports wait until output is redirected and the CPU backend has set its environment.
+    from megatron_medx.parallel.cpu import cpu_backend_needed, enable_cpu_backend
+
+    warnings.simplefilter("ignore")
+    rank = int(os.environ["RANK"])
+    is_reporter = rank == config.parallel.world_size - 1
+    if cpu_backend_needed():
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.parallel.world_size))
+    enable_cpu_backend(announce=lambda line: _say(screen, line) if rank == 0 else None)
+
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import pretrain_cfg_container_from_args
+
+    from megatron_medx.models.specs import transformer_engine_usable
+    from megatron_medx.training import hooks
+    from megatron_medx.training.monitor import StepMonitor, draw_loss_curve, read_metrics
+    from megatron_medx.training.providers import make_dataset_provider, make_model_provider
+    from megatron_medx.training.step import make_forward_step
+
+    use_transformer_engine = transformer_engine_usable()
+    arguments = parse_megatron_arguments(config, folder, resume, use_transformer_engine)
+    monitor = StepMonitor(config, folder, screen if is_reporter else None)
+    hooks.install(config, monitor)
+    try:
+        pretrain(
+            pretrain_cfg_container_from_args(arguments),
+            make_dataset_provider(config),
+            ModelType.encoder_or_decoder,
+            make_forward_step(config),
+            model_provider=make_model_provider(config, use_transformer_engine),
+        )
+    finally:
+        monitor.close()
+    if is_reporter and (metrics := read_metrics(folder / "metrics.jsonl")):
+        draw_loss_curve(metrics, folder / "loss.png")
+
+
+def parse_megatron_arguments(config: RunConfig, folder: Path, resume: bool, use_transformer_engine: bool):
+    """Megatron's namespace for this run, derived and validated by Megatron's own parser."""
+    import argparse
+
+    import torch
+    from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
+
+    from megatron_medx.training.megatron_args import command_line, settings
+
+    ours = settings(
+        config,
+        folder=folder,
+        resume=resume,
+        use_cuda=torch.cuda.is_available(),
+        use_transformer_engine=use_transformer_engine,
+    )
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    # Megatron reads sys.argv alone, so this process's own arguments give way for good.
+    sys.argv = [sys.argv[0], *command_line(parser, ours | config.megatron)]
+    return parse_and_validate_args()
+
+
+def redirect_output(log: Path) -> TextIO:
+    """Send this process's stdout and stderr to `log`, also that of libraries; returns the terminal."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    screen = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, sys.stdout.fileno())
+    os.dup2(target, sys.stderr.fileno())
+    os.close(target)
+    return screen
+
+
+def report_once(folder: Path, message: str, screen: TextIO) -> None:
+    """Show an error that several ranks may meet; the first one to meet it speaks."""
+    try:
+        with open(folder / "logs" / "error.txt", "x") as file:
+            file.write(message + "\n")
+    except FileExistsError:
+        return
+    _say(screen, f"\n{message}")
+
+
+def disk_full(folder: Path) -> CheckpointError:
+    """The error for a disk that filled up while a checkpoint was written."""
+    return CheckpointError(
+        f"no space left on the disk of {folder} while writing",
+        "room for one more checkpoint; the last complete one is intact and is the one that resuming uses",
+        f"free space, then: medx train {folder}/run.yaml --resume",
+    )
+
+
+def _say(screen: TextIO, line: str) -> None:
+    screen.write(line + "\n")
+    screen.flush()
+
+
+if __name__ == "__main__":  # saving spawns processes that import this module
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Every rule of `check` and `check_files` refuses what it is there for, in words a user can act on."""
+
+import collections
+
+import pytest
+
+from megatron_medx.config import checks
+from megatron_medx.config.checks import DIVIDES, check, check_files
+from megatron_medx.config.fields import keys_of
+from megatron_medx.config.megatron_names import OURS
+from megatron_medx.config.memory import checkpoint_bytes
+from megatron_medx.config.overrides import apply_overrides
+from megatron_medx.config.run import RunConfig
+from megatron_medx.config.values import BOUNDS, CHOICES, NOT_YET, value_of
+from megatron_medx.errors import ConfigError, ParallelismError
+from megatron_medx.recipes import get_recipe
+
+
+def changed(*overrides: str, recipe: str = "demo") -> RunConfig:
+    return apply_overrides(get_recipe(recipe), list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["model.num_heads=5", "model.num_kv_heads=5"], "model.num_heads 5, parallel.tensor 2"),
+        (["model.num_kv_heads=1"], "model.num_kv_heads 1, parallel.tensor 2"),
+        (["parallel.tensor=4", "parallel.world_size=4"], "key/value heads are not copied"),
+        (["model.ffn_hidden_size=481"], "model.ffn_hidden_size 481, parallel.tensor 2"),
+        (["model.vocab_size=4097"], "the embedding has no padded rows"),
+        (["data.seq_len_tokens=1023"], "sequence parallelism cuts rows evenly"),
+        (["parallel.pipeline=3", "parallel.world_size=6"], "model.num_layers 4, parallel.pipeline 3"),
+        (["parallel.world_size=3"], r"parallel.tensor 2 x parallel.pipeline 1 x parallel.context 1 = 2"),
+        (["parallel.pipeline=2"], "start 4 ranks with --nproc 4"),
+        (["parallel.world_size=6"], "training.global_batch_rows 8, data-parallel replicas 3"),
+        (["parallel.pipeline=4", "parallel.world_size=8"], "1 decoder layers on the first pipeline stage"),
+        (["parallel.expert=2"], "parallel.expert 2 on a dense model"),
+        (["parallel.context=2"], "this version has not context parallelism yet"),
+        (["parallel.virtual_pipeline=2"], "this version has not the interleaved pipeline schedule yet"),
+    ],
+)
+def test_grids_that_do_not_fit_are_parallelism_errors(overrides, match):
+    with pytest.raises(ParallelismError, match=match):
+        check(changed(*overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["model.num_heads=3", "parallel.tensor=1"], "model.num_heads 3, model.num_kv_heads 2"),
+        (["model.vision.num_heads=5"], "model.vision.hidden_size 96, model.vision.num_heads 5"),
+        (["model.vision.num_heads=16"], "vision head size 6"),
+        (["model.vision.deepstack_layers=1,4"], "tower of 4 layers"),
+        (["model.vision.deepstack_layers=2,1"], "ascending, none twice"),
+        (["model.vision.deepstack_layers=1,1"], "ascending, none twice"),
+        (["model.num_layers=1"], "2 model.vision.deepstack_layers, 1 decoder layers"),
+        (["model.vision.num_position_embeddings=255"], "num_position_embeddings=225 or 256"),
+        (["model.mrope_section=8,5,5"], "sum 18"),
+        (["model.mrope_section=4,6,6"], "height at most 5 and width at most 5"),
+        (["model.head_dim=33"], "an even number"),
+        (["data.min_pixels=30000"], "min_pixels at most max_pixels"),
+        (["data.min_pixels=1000"], r"at least 1024 = \(2 x 16\)\^2"),
+        (["model.image_token_id=4096"], "model.image_token_id 4096"),
+        (["model.image_token_id=4083"], "four different ids below model.vocab_size 4096"),
+        (["training.freeze=vison"], "any of vision, merger, language"),
+        (["training.freeze=vision,vision"], "none twice"),
+        (["training.freeze=vision,merger,language"], "at least one part that is trained"),
+        (["optimizer.min_lr=1"], "min_lr at most lr"),
+        (["training.steps=10", "optimizer.warmup_steps=10"], "optimizer.warmup_steps=9 or less"),
+        (["training.precision=fp16"], "one of bf16, fp32"),
+        (["training.recompute=some"], "one of none, selective, full"),
+        (["optimizer.schedule=wsd"], "one of cosine, linear, constant"),
+        (["megatron.tensor_model_parallel_size=2"], "write parallel.tensor=VALUE instead"),
+        (["megatron.micro-batch-size=2"], "one row is one microbatch"),
+        (["run.recipe="], "a folder for the run"),
+        (["data.max_bad_fraction=1"], "data.max_bad_fraction at least 0 and below 1"),
+        (["optimizer.lr=0"], "optimizer.lr above 0"),
+    ],
+)
+def test_what_the_recipe_gets_wrong_is_a_config_error(overrides, match):
+    with pytest.raises(ConfigError, match=match):
+        check(changed(*overrides))
+
+
+@pytest.mark.parametrize("key", BOUNDS)
+def test_every_bound_refuses_a_value_outside(key):
+    below = -1 if value_of(get_recipe("demo"), key) is None or BOUNDS[key].low == 0 else 0
+    with pytest.raises((ConfigError, ParallelismError), match=f"{key} is {below}"):
+        check(changed(f"{key}={below}"))
+
+
+def test_every_number_of_the_configuration_is_judged():
+    """A new field must get a bound, or a rule of its own."""
+    numbers = {key for key, kind in keys_of(RunConfig).items() if kind in (int, float, float | None)}
+    ruled = {f"model.{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")}
+    assert numbers - ruled == set(BOUNDS)
+
+
+def test_tables_name_fields_that_exist():
+    keys = set(keys_of(RunConfig))
+    named = {*BOUNDS, *CHOICES, *NOT_YET}
+    named |= {key for dividend, divisors, *_ in DIVIDES for key in (dividend, *divisors)}
+    named |= {ours for ours in OURS.values() if not ours.startswith("<")}
+    assert named <= keys
+
+
+def test_all_problems_are_listed_each_in_three_parts():
+    with pytest.raises(ConfigError) as caught:
+        check(changed("model.num_kv_heads=1", "training.freeze=x", "data.min_pixels=1"))
+    message = str(caught.value)
+    assert "3 problems" in message
+    counts = collections.Counter(line.strip(" 123.").split(":")[0] for line in message.splitlines())
+    assert counts["found"] == counts["needed"] == counts["do"] == 4  # three, and the error's own
+    assert not isinstance(caught.value, ParallelismError)
+
+
+def test_a_mixture_with_the_grid_is_a_config_error():
+    with pytest.raises(ConfigError, match="2 problems"):
+        check(changed("model.num_kv_heads=1", "training.freeze=x"))
+
+
+def test_a_rule_keeps_quiet_about_a_field_that_is_already_wrong():
+    with pytest.raises(ParallelismError) as caught:
+        check(changed("parallel.context=3"))
+    assert "problems" not in str(caught.value)
+
+
+def test_lifting_a_limit_is_one_line(monkeypatch):
+    monkeypatch.delitem(checks.NOT_YET, "parallel.virtual_pipeline")
+    check(changed("parallel.virtual_pipeline=2"))
+    with pytest.raises(ParallelismError, match="1 decoder layers on the first pipeline stage"):
+        check(changed("parallel.virtual_pipeline=4"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.steps=5", "parallel.tensor=2", "parallel.pipeline=2", "parallel.world_size=4"],
+        ["parallel.tensor=1", "parallel.world_size=1"],
+        ["parallel.tensor=1", "parallel.world_size=2"],
+        ["training.steps=1", "optimizer.warmup_steps=0"],
+        ["model.vision.deepstack_layers=", "parallel.pipeline=4", "parallel.world_size=8"],
+        ["model.tie_embeddings=false"],
+        ["training.freeze=vision,merger"],
+        ["megatron.overlap_grad_reduce=true"],
+    ],
+)
+def test_what_should_run_passes(overrides):
+    check(changed(*overrides))
+
+
+def make_data(folder):
+    (folder / "data" / "processor").mkdir(parents=True)
+    (folder / "data" / "samples.jsonl").write_text("{}\n")
+    return f"data.path={folder / 'data'}", f"run.folder={folder / 'runs' / 'x'}"
+
+
+def test_files_that_are_there_pass(tmp_path):
+    check_files(changed(*make_data(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("data.path=", "data.path is empty"),
+        ("data.path=/nowhere", "no /nowhere/samples.jsonl"),
+        ("data.processor=/nowhere", "no folder /nowhere"),
+        ("checkpoint.start_from=/nowhere", "checkpoint.start_from: no folder /nowhere"),
+        ("run.folder={file}/x", "is a file"),
+    ],
+)
+def test_files_that_are_missing_are_refused(tmp_path, override, match):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=match):
+        check_files(changed(*make_data(tmp_path), override.format(file=tmp_path / "file")))
+
+
+def test_a_full_disk_is_refused(tmp_path, monkeypatch):
+    config = changed(*make_data(tmp_path))
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(1, 1, 2 * checkpoint_bytes(config) - 1))
+    with pytest.raises(ConfigError, match=r"0.1 GB free at .*\nneeded: 0.1 GB: two checkpoints"):
+        check_files(config)

@@ -1,0 +1,43 @@
+"""The lines before a run: derived numbers with their arithmetic, few enough to be read."""
+
+from megatron_medx.config.describe import describe, learning_rate
+from megatron_medx.config.overrides import apply_overrides
+from megatron_medx.recipes import get_recipe
+
+
+def described(name: str, *overrides: str) -> str:
+    return "\n".join(describe(apply_overrides(get_recipe(name), list(overrides))))
+
+
+def test_a_cluster_run_in_twenty_lines():
+    text = described("pretrain_8b")
+    for part in (
+        "world 64 = tensor 4 x pipeline 1 x context 1 x data 16",
+        "512 rows x 8,192 = at most 4,194,304 tokens; rows / data 16 = 32 microbatches",
+        "20,000 steps x 4,194,304 = at most 83.89 B tokens",
+        "6,946,075,648 = 36 x 192,946,432 + 4,096",
+        "622,329,856 = 151,936 x 4,096",
+        "trained, lr 2e-06",
+        "122.7 GB every 500 steps",
+        "TFLOP a full row x 512 rows",
+    ):
+        assert part in text
+    assert len(text.splitlines()) <= 20
+
+
+def test_frozen_tied_and_passed_through():
+    text = described("demo", "training.freeze=vision,merger", "megatron.manual_gc=true", "optimizer.language_lr=0.5")
+    assert text.count("; frozen") == 2
+    assert "trained, lr 0.5" in text
+    assert "tied to the embeddings" in text
+    assert " MFLOP an image of 100 patches" in text
+    assert "manual_gc = True" in text
+
+
+def test_an_image_that_fits_no_row_is_pointed_out():
+    assert "a row holds 1,024, longer samples are refused" in described("demo", "data.max_pixels=16777216")
+
+
+def test_learning_rates_by_part():
+    config = apply_overrides(get_recipe("demo"), ["optimizer.lr=1", "optimizer.vision_lr=2", "training.freeze=merger"])
+    assert [learning_rate(config, part) for part in ("vision", "merger", "language")] == [2, None, 1]

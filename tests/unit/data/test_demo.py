@@ -1,0 +1,159 @@
+"""The demo folder: its samples, its tokenizer and processor, its page."""
+
+import hashlib
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, Qwen3VLProcessor
+
+from megatron_medx.data.demo import corpus, pictures, tokenizer
+from megatron_medx.data.demo.build import build_demo
+from megatron_medx.data.dicom import is_dicom
+from megatron_medx.data.images import read_image
+from megatron_medx.data.preview import draw_preview
+from megatron_medx.data.processor_files import REQUIRED_FILES, copy_processor, processor_token_ids
+from megatron_medx.data.rows import build_row_dataset
+from megatron_medx.data.samples import read_samples
+from megatron_medx.errors import DataError
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_building_twice_writes_the_same_files(demo, tmp_path):
+    build_demo(tmp_path)
+    assert contents(tmp_path) == contents(demo)
+
+
+def test_samples_cover_every_modality(demo):
+    samples = read_samples(demo)
+    counts = {name: sum(sample.modality == name for sample in samples) for name in [*pictures.MODALITY_NAMES, "text"]}
+    assert counts["text"] == 150
+    assert all(counts[name] >= 15 for name in pictures.MODALITY_NAMES)
+    assert sum(len(sample.image_paths) == 2 for sample in samples) == 10
+    questions = [json.loads(line) for line in (demo / "questions.jsonl").read_text().splitlines()]
+    assert len(questions) == len(pictures.PICTURES) == 48
+
+
+def test_pictures_show_something_and_dicom_stays_dicom(demo):
+    for picture in pictures.PICTURES:
+        image = read_image(demo / picture.path)
+        assert max(image.size) <= 1024
+        assert np.asarray(image).std() > 8, picture.name
+        assert is_dicom(demo / picture.path) == picture.path.endswith(".dcm")
+
+
+def test_hpo_is_cited_with_its_version(demo):
+    version, terms = corpus.read_hpo()
+    assert f"release {version}" in (demo / "ATTRIBUTION.md").read_text()
+    by_id = {term.term_id: term for term in terms}
+    assert by_id["HP:0000003"].name == "Multicystic kidney dysplasia"
+    assert by_id["HP:0000003"].definition.endswith("the affected kidney is nonfunctional.")
+
+
+def test_special_tokens_have_fixed_ids(demo):
+    assert processor_token_ids(demo / "processor") == {
+        "image_token_id": 4082,
+        "video_token_id": 4083,
+        "vision_start_token_id": 4079,
+        "vision_end_token_id": 4080,
+    }
+    loaded = AutoTokenizer.from_pretrained(demo / "processor")
+    added = tokenizer.SPECIAL_TOKENS + tokenizer.ORDINARY_ADDED_TOKENS
+    assert loaded.convert_tokens_to_ids(list(added)) == list(range(4070, 4096)) and len(loaded) == 4096
+    assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert set(loaded.all_special_tokens) == set(tokenizer.SPECIAL_TOKENS)
+
+
+def test_any_text_survives_the_tokenizer(demo):
+    loaded = AutoTokenizer.from_pretrained(demo / "processor")
+    text = "Köhler's naïve  x\n\n日本 🩻 <think>12345</think> <|im_end|>"
+    assert loaded.decode(loaded(text)["input_ids"]) == text
+    assert len(loaded("Which imaging modality is this?")["input_ids"]) <= 7
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(DataError, match=r"the text yields a vocabulary of \d+ tokens"):
+        tokenizer.train(["chest"] * 10)
+
+
+def test_processor_directory_is_of_the_hubs_kind(demo):
+    folder = demo / "processor"
+    assert {path.name for path in folder.iterdir()} == {*REQUIRED_FILES, "generation_config.json"}
+    processor = AutoProcessor.from_pretrained(folder)
+    assert isinstance(processor, Qwen3VLProcessor)
+    assert processor.image_processor.size == {"shortest_edge": 4096, "longest_edge": 25600}
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    assert merges[0] == "#version: 0.2" and len(merges) - 1 == 4070 - 256 and len(vocab) == 4070
+    # upstream's template as trl 1.16 stores it; a stored public copy of the hub's file has the same text
+    assert hashlib.sha256((folder / "chat_template.jinja").read_bytes()).hexdigest() == (
+        "3636d0f0bd6bef02654cdffdc447b79cb2cef8ab02cc75267345946291a489e4"
+    )
+
+
+def test_copy_processor_states_the_limits_of_training(demo, tmp_path):
+    source, target = demo / "processor", tmp_path / "copy"
+    assert copy_processor(source, target) == [*REQUIRED_FILES, "generation_config.json"]
+    assert contents(source) == contents(target)
+    copy_processor(source, target, min_pixels=4096, max_pixels=9216)
+    assert json.loads((target / "preprocessor_config.json").read_text())["size"]["longest_edge"] == 9216
+    changed = {name for name, data in contents(source).items() if contents(target)[name] != data}
+    assert changed == {"preprocessor_config.json"}
+
+
+def test_half_a_processor_is_refused(demo, tmp_path):
+    copy_processor(demo / "processor", tmp_path)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(DataError, match=r"lacks merges\.txt"):
+        copy_processor(tmp_path, tmp_path / "x")
+    settings = json.loads((demo / "processor" / "tokenizer.json").read_text())
+    settings["added_tokens"] = [entry for entry in settings["added_tokens"] if entry["content"] != "<|image_pad|>"]
+    copy_processor(demo / "processor", tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"has no <\|image_pad\|>"):
+        processor_token_ids(tmp_path)
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    for module, missing in (
+        (corpus, corpus.read_icd),
+        (corpus, corpus.read_hpo),
+        (tokenizer, tokenizer._chat_template),
+    ):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+        with pytest.raises(DataError, match=r"the package \w+ .*is not installed"):
+            missing()
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="the package stardist is not installed"):
+        pictures.package_folder("stardist")
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    gone = pictures.Picture("gone", "CR", "", "pydicom", "gone.dcm")
+    with pytest.raises(DataError, match=r"no file .*gone\.dcm"):
+        pictures.write_picture(gone, tmp_path)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_preview_is_drawn(demo, run_config, tmp_path, packing):
+    dataset = build_row_dataset(run_config(demo, packing=packing), align_tokens=8)
+    draw_preview(dataset, tmp_path / "new" / "preview.png", num_samples=6)
+    with Image.open(tmp_path / "new" / "preview.png") as page:
+        assert page.width > 1000 and np.asarray(page.convert("L")).std() > 10
+
+
+def test_trl_is_used_for_the_template_alone():
+    """trl is installed without its dependencies; importing it at run time would need them."""
+    package = Path(find_spec("megatron_medx").origin).parent
+    importing = [
+        path.name
+        for path in package.rglob("*.py")
+        if "import trl" in path.read_text() or "from trl" in path.read_text()
+    ]
+    assert importing == []

@@ -1,0 +1,194 @@
+"""Rows as microbatches, and what happens to samples that cannot be read."""
+
+import logging
+
+import pytest
+import torch
+
+from megatron_medx.data.chat import EncodedSample
+from megatron_medx.data.rows import build_row_dataset, collate
+from megatron_medx.errors import ConfigError, DataError
+
+CHEST, HEART, BONE = "images/cr-chest.dcm", "images/us-heart.dcm", "images/nm-bone.dcm"
+
+FIELDS = (
+    "tokens_1S",
+    "labels_1S",
+    "loss_weights_1S",
+    "positions_3S",
+    "cu_seqlens",
+    "pixels_PC",
+    "grids_I3",
+    "vision_index_M",
+)
+
+
+@pytest.fixture
+def records(chat):
+    """Four samples: one image, two images, none, a document."""
+    return [
+        chat("one", "What?", "X-ray", (CHEST,)),
+        chat("two", "Which two?", "X-ray and ultrasound", (CHEST, HEART)),
+        chat("text", "What is J18?", "Pneumonia"),
+        {"id": "doc", "content": "A document."},
+    ]
+
+
+@pytest.fixture
+def broken_folder(write_folder, chat):
+    """A function: records -> a folder with one more sample, `bad`, whose image is cut short."""
+
+    def make(records):
+        folder = write_folder([*records, chat("bad", "What?", "Bone", (BONE,))])
+        path = folder / BONE
+        whole = path.read_bytes()
+        path.unlink()  # a link to the demo's file
+        path.write_bytes(whole[:-50000])  # the header is whole: only decoding finds it
+        return folder
+
+    return make
+
+
+def encoded(sample_id, tokens, weights):
+    return EncodedSample(
+        sample_id,
+        torch.tensor(tokens),
+        torch.tensor(weights, dtype=torch.float32),
+        torch.zeros(0, 6),
+        torch.zeros(0, 3, dtype=torch.int64),
+    )
+
+
+def test_worked_example_of_the_docstring():
+    samples = [encoded("a", [5, 6, 7], [0, 1, 1]), encoded("b", [8, 9], [0, 1])]
+    row = collate(samples, image_token_id=99, merge_size=2, align_tokens=4)
+    assert row.tokens_1S.tolist() == [[5, 6, 7, 8, 9, 0, 0, 0]]
+    assert row.labels_1S.tolist() == [[6, 7, 0, 9, 0, 0, 0, 0]]
+    assert row.loss_weights_1S.tolist() == [[1, 1, 0, 1, 0, 0, 0, 0]]
+    assert row.cu_seqlens.tolist() == [0, 3, 5, 8] and row.cu_seqlens.dtype == torch.int32
+    assert row.positions_3S[0].tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert row.sample_ids == ["a", "b"]
+
+
+def test_padding_to_a_fixed_length():
+    samples = [encoded("a", [5, 6, 7], [0, 1, 1])]
+    row = collate(samples, image_token_id=99, merge_size=2, pad_token_id=4, pad_to_tokens=5)
+    assert row.tokens_1S.tolist() == [[5, 6, 7, 4, 4]] and row.cu_seqlens.tolist() == [0, 3, 5]
+    exact = collate(samples, image_token_id=99, merge_size=2, pad_to_tokens=3)
+    assert exact.cu_seqlens.tolist() == [0, 3]
+    with pytest.raises(DataError, match=r"a row of 3 tokens \(samples a\)"):
+        collate(samples, image_token_id=99, merge_size=2, pad_to_tokens=2)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_every_row_is_whole(write_folder, run_config, packing, records):
+    config = run_config(write_folder(records), packing=packing, seq_len_tokens=128)
+    dataset = build_row_dataset(config, align_tokens=8)
+    seen = []
+    for j in range(dataset.plan.rows_per_epoch):
+        row = dataset[j]
+        length = row.tokens_1S.shape[1]
+        assert length % 8 == 0
+        assert row.labels_1S.shape == row.loss_weights_1S.shape == (1, length) and row.positions_3S.shape == (3, length)
+        assert row.cu_seqlens[0] == 0 and row.cu_seqlens[-1] == length
+        assert len(row.cu_seqlens) - 1 - len(row.sample_ids) in (0, 1)
+        assert len(row.pixels_PC) == row.grids_I3.prod(dim=1).sum() == 4 * len(row.vision_index_M)
+        assert (row.tokens_1S[0, row.vision_index_M] == config.model.image_token_id).all()
+        learned = row.loss_weights_1S[0] > 0
+        assert torch.equal(row.labels_1S[0, :-1][learned[:-1]], row.tokens_1S[0, 1:][learned[:-1]])
+        assert (row.labels_1S[0][~learned] == 0).all() and learned.any()
+        # nothing is learned across the border of two segments
+        assert not learned[row.cu_seqlens[1:].long() - 1].any()
+        assert not (row.labels_1S == config.model.image_token_id).any()
+        seen += row.sample_ids
+    assert sorted(seen) == ["doc", "one", "text", "two"]
+    assert (dataset.plan.rows_per_epoch < 4) == packing
+
+
+def test_rows_without_image_have_empty_tensors_of_the_right_kind(write_folder, run_config, records):
+    row = build_row_dataset(run_config(write_folder(records[2:3])), align_tokens=1)[0]
+    assert row.pixels_PC.shape == (0, 1536) and row.pixels_PC.dtype == torch.float32
+    assert row.grids_I3.shape == (0, 3) and row.grids_I3.dtype == torch.int64
+    assert row.vision_index_M.shape == (0,) and row.vision_index_M.dtype == torch.int64
+
+
+def test_packing_changes_no_sample(write_folder, run_config, records):
+    """Each sample of a packed row is what it is alone: tokens, labels, weights, positions and patches."""
+    folder = write_folder(records)
+    packed = build_row_dataset(run_config(folder, packing=True), align_tokens=16)[0]
+    alone = build_row_dataset(run_config(folder), align_tokens=1)
+    rows = {alone[j].sample_ids[0]: alone[j] for j in range(4)}
+    patch = 0
+    for index, sample_id in enumerate(packed.sample_ids):
+        segment, row = slice(*packed.cu_seqlens[index : index + 2].tolist()), rows[sample_id]
+        for name in ("tokens_1S", "labels_1S", "loss_weights_1S", "positions_3S"):
+            assert torch.equal(getattr(packed, name)[:, segment], getattr(row, name))
+        assert torch.equal(packed.pixels_PC[patch : patch + len(row.pixels_PC)], row.pixels_PC)
+        patch += len(row.pixels_PC)
+
+
+def test_an_unreadable_sample_stops_the_run(broken_folder, run_config, records):
+    dataset = build_row_dataset(run_config(broken_folder(records)), align_tokens=1)
+    with pytest.raises(DataError, match=r"sample bad: .*nm-bone\.dcm: a DICOM file .*or cut short"):
+        [dataset[j] for j in range(5)]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_an_allowed_bad_sample_is_replaced_by_a_function_of_the_row(
+    broken_folder, run_config, caplog, packing, records
+):
+    config = run_config(broken_folder(records), max_bad_fraction=0.2, packing=packing, seq_len_tokens=100)
+    dataset = build_row_dataset(config, align_tokens=1)
+    with caplog.at_level(logging.WARNING):
+        rows = {j: dataset[j] for j in range(20)}
+    assert "sample bad skipped (1 bad so far)" in caplog.text
+    assert caplog.text.count("skipped") == 1 and dataset.bad_sample_ids == {"bad"}
+    assert not any("bad" in row.sample_ids for row in rows.values())
+    again = build_row_dataset(config, align_tokens=1)
+    for j in (19, 3, 0, 12):
+        for name in FIELDS:
+            assert torch.equal(getattr(again[j], name), getattr(rows[j], name))
+
+
+def test_too_many_bad_samples_stop_the_run(write_folder, run_config, records, chat):
+    records = [*records, chat("gone", "What?", "?", ("images/gone.png",)), chat("lost", "?", "?", ("images/lost.png",))]
+    folder = write_folder(records)
+    with pytest.raises(DataError, match="sample gone: no image file"):
+        build_row_dataset(run_config(folder), align_tokens=1)
+    with pytest.raises(DataError, match="2 of 6 samples cannot be read"):
+        build_row_dataset(run_config(folder, max_bad_fraction=0.2), align_tokens=1)
+    assert build_row_dataset(run_config(folder, max_bad_fraction=0.4), align_tokens=1).plan.rows_per_epoch == 4
+
+
+def test_nothing_readable_stops_the_run(write_folder, run_config, chat):
+    gone = write_folder([chat("gone", "What?", "?", ("images/gone.png",))])
+    with pytest.raises(DataError, match="none of 1 samples can be read"):
+        build_row_dataset(run_config(gone, max_bad_fraction=1.0), align_tokens=1)
+
+
+def test_nothing_decodable_stops_the_run(broken_folder, run_config):
+    dataset = build_row_dataset(run_config(broken_folder([]), max_bad_fraction=1.0), align_tokens=1)
+    with pytest.raises(DataError, match="no readable sample"):
+        dataset[0]
+
+
+def test_processor_and_model_must_agree(write_folder, run_config, records):
+    config = run_config(write_folder(records))
+    config.model.image_token_id = 7
+    config.model.vision.patch_size = 14
+    config.model.vocab_size = 4000
+    with pytest.raises(
+        ConfigError, match=r"image_token_id = 7, processor 4082.*patch_size = 14.*vocab_size = 4000, tokenizer 4096"
+    ):
+        build_row_dataset(config, align_tokens=1)
+
+
+def test_data_path_is_needed(run_config):
+    with pytest.raises(ConfigError, match=r"data\.path is not set"):
+        build_row_dataset(run_config(""), align_tokens=1)
+
+
+def test_processor_is_found_beside_the_samples(demo, run_config):
+    config = run_config(demo)
+    config.data.processor = ""
+    assert build_row_dataset(config, align_tokens=1).plan.rows_per_epoch > 300

@@ -1,0 +1,177 @@
+"""The `medx` command: what reaches the implementations, exit codes, and that dry runs never load torch."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from megatron_medx.cli import main
+from megatron_medx.config.files import write_run_yaml
+from megatron_medx.errors import CheckpointError
+from megatron_medx.recipes import RECIPES, get_recipe
+
+
+def stand_in(monkeypatch, module: str, **functions) -> list:
+    """Put functions that record their arguments in place of a module; return the record."""
+    calls = []
+
+    def recorder(name, result):
+        def call(*args, **options):
+            calls.append((name, *args, *([options] if options else [])))
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        return call
+
+    fake = types.ModuleType(module)
+    for name, result in functions.items():
+        setattr(fake, name, recorder(name, result))
+    monkeypatch.setitem(sys.modules, module, fake)
+    return calls
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    from megatron_medx.config import checks
+
+    monkeypatch.setattr(checks, "check_files", lambda config: None)
+    return stand_in(monkeypatch, "megatron_medx.training.launch", launch=0)
+
+
+def test_dry_run_describes_and_starts_nothing(launched, capsys):
+    assert main(["train", "pretrain_8b", "--dry-run", "training.steps=700"]) == 0
+    out = capsys.readouterr().out
+    assert "700 steps x" in out
+    assert out.splitlines()[-1] == "all checks passed; nothing was started"
+    assert launched == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "demo", "training.steps=5", "parallel.pipeline=2", "--nproc", "4", "--resume"],
+        ["train", "demo", "--nproc", "4", "training.steps=5", "--resume", "parallel.pipeline=2"],
+        ["train", "--resume", "--nproc=4", "demo", "training.steps=5", "parallel.pipeline=2"],
+    ],
+)
+def test_train_launches_the_checked_configuration(launched, words):
+    assert main(words) == 0
+    ((_, config, resume),) = launched
+    assert (config.training.steps, config.parallel.pipeline, config.parallel.world_size) == (5, 2, 4)
+    assert resume is True
+
+
+def test_train_without_nproc_takes_the_recipes_ranks(launched):
+    assert main(["train", "demo"]) == 0
+    ((_, config, resume),) = launched
+    assert (config, resume) == (get_recipe("demo"), False)
+
+
+def test_train_describes_before_it_starts_and_under_srun_once(launched, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert main(["train", "demo"]) == 0
+    assert "world 2 = tensor 2" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert main(["train", "demo"]) == 0
+    assert capsys.readouterr().out == ""
+    assert len(launched) == 2
+
+
+def test_train_repeats_a_run_yaml(launched, tmp_path):
+    config = get_recipe("demo")
+    config.training.steps = 17
+    write_run_yaml(config, tmp_path / "run.yaml", {})
+    assert main(["train", str(tmp_path / "run.yaml"), "run.seed=2"]) == 0
+    config.run.seed = 2
+    assert launched[0][1] == config
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["train", "demo", "paralel.tensor=2"], "did you mean parallel.tensor?"),
+        (["train", "demo", "--dry-run", "paralel.tensor=2"], "did you mean parallel.tensor?"),
+        (["train", "dmeo"], "did you mean demo?"),
+        (["train", "xyz"], "see `medx recipes`"),
+        (["train", "training.steps=5"], "write for instance medx train demo training.steps=5"),
+        (["train", "nowhere/run.yaml"], "No such file"),
+        (["train", "demo", "--nproc", "3"], "parallel.world_size 3"),
+        (["train", "demo", "--nproc", "0"], "parallel.world_size is 0"),
+        (["train", "demo", "data.path=/nowhere"], "no /nowhere/samples.jsonl"),
+        (["generate", "/nowhere", "--question", "?"], "no /nowhere/config.json"),
+    ],
+)
+def test_what_the_user_can_mend_ends_with_2_and_without_traceback(words, part, capsys):
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert part in err
+    assert err.startswith("found:") and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["fly"], ["train"], ["train", "demo", "--bogus"], ["train", "demo", "--nproc", "x"], ["doctor", "a=b"]],
+)
+def test_usage_errors_end_with_2(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: medx" in capsys.readouterr().err
+
+
+def test_convert_passes_paths_and_options(monkeypatch):
+    calls = stand_in(monkeypatch, "megatron_medx.checkpoint.convert", to_hf=None, to_megatron=None)
+    assert main(["convert", "to-hf", "ckpt", "out"]) == 0
+    assert main(["convert", "to-megatron", "hf", "out", "--overwrite"]) == 0
+    assert main(["convert", "to-hf", "ckpt", "out", "--dtype", "bf16"]) == 0
+    assert calls == [
+        ("to_hf", Path("ckpt"), Path("out"), {"overwrite": False, "dtype": "keep"}),
+        ("to_megatron", Path("hf"), Path("out"), {"overwrite": True}),
+        ("to_hf", Path("ckpt"), Path("out"), {"overwrite": False, "dtype": "bf16"}),
+    ]
+
+
+@pytest.mark.parametrize(("bit_equal", "code"), [(True, 0), (False, 1)])
+def test_verify_ends_with_a_line_of_json(monkeypatch, capsys, bit_equal, code):
+    result = {"bit_equal": bit_equal, "logits_max_abs_diff": 0.0}
+    stand_in(monkeypatch, "megatron_medx.checkpoint.verify", verify=result)
+    assert main(["convert", "verify", "hf", "ckpt"]) == code
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+
+
+def test_errors_of_an_implementation_are_printed_too(monkeypatch, capsys):
+    error = CheckpointError("no model.norm.weight", "every tensor", "export again")
+    stand_in(monkeypatch, "megatron_medx.checkpoint.convert", to_megatron=error)
+    assert main(["convert", "to-megatron", "hf", "out"]) == 2
+    assert "do:     export again" in capsys.readouterr().err
+
+
+def test_generate_prints_the_answer(monkeypatch, capsys):
+    calls = stand_in(monkeypatch, "megatron_medx.generate", generate="CT")
+    assert main(["generate", "hf", "--image", "a.dcm", "--image", "b.png", "--question", "Which?"]) == 0
+    assert calls == [("generate", Path("hf"), [Path("a.dcm"), Path("b.png")], "Which?", 64)]
+    assert capsys.readouterr().out == "CT\n"
+
+
+def test_data_demo(monkeypatch):
+    calls = stand_in(monkeypatch, "megatron_medx.data.demo.build", build_demo=None)
+    assert main(["data", "demo", "out"]) == 0
+    assert calls == [("build_demo", Path("out"))]
+
+
+def test_recipes_are_listed(capsys):
+    assert main(["recipes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(RECIPES)
+
+
+def test_a_dry_run_loads_neither_torch_nor_megatron_nor_transformers():
+    command = [sys.executable, "-X", "importtime", "-m", "megatron_medx.cli", "train", "pretrain_32b", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "megatron_medx" in loaded
+    assert not loaded & {"torch", "megatron", "transformers", "numpy"}
+    assert "all checks passed" in done.stdout
