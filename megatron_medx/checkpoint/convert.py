@@ -13,8 +13,14 @@ from pathlib import Path
 
 import torch
 
+from megatron_medx.checkpoint.hf_config import CONFIG_FILE
 from megatron_medx.checkpoint.hf_directory import HfDirectory, write_companions, write_weights
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint, is_megatron_checkpoint, write_root
+from megatron_medx.checkpoint.megatron_directory import (
+    TRACKER_FILE,
+    MegatronCheckpoint,
+    is_megatron_checkpoint,
+    write_root,
+)
 from megatron_medx.checkpoint.output_folder import new_folder
 from megatron_medx.checkpoint.processor_files import special_token_ids
 from megatron_medx.checkpoint.progress import Advance, byte_progress
@@ -105,8 +111,20 @@ def to_megatron(hf: str | Path, out: str | Path, *, overwrite: bool = False) -> 
 
 
 def open_weights(path: Path) -> Weights:
-    """Open a Hugging Face directory or a Megatron checkpoint, whichever it is."""
-    return MegatronCheckpoint(path) if is_megatron_checkpoint(path) else HfDirectory(path)
+    """Open a Hugging Face directory or a Megatron checkpoint, whichever it is.
+
+    Raises:
+        CheckpointError: it is neither, or it cannot be read whole.
+    """
+    if is_megatron_checkpoint(path):
+        return MegatronCheckpoint(path)
+    if (path / CONFIG_FILE).is_file():
+        return HfDirectory(path)
+    raise CheckpointError(
+        f"{path} holds neither {CONFIG_FILE} nor {TRACKER_FILE}",
+        "a Hugging Face directory or a Megatron checkpoint",
+        "check the path (a run keeps its checkpoints in RUN/checkpoints)",
+    )
 
 
 def checked_bindings(weights: Weights) -> tuple[Binding, ...]:

@@ -94,7 +94,12 @@ def _replace(partial: Path, out: Path) -> None:
     if out.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         out.rename(replaced)
-    partial.rename(out)
+    try:
+        partial.rename(out)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(out)
+        raise
     sync_path(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 

@@ -74,7 +74,7 @@ class TorchDistFolder:
         self._reader = FileSystemReader(folder)
         try:
             self._metadata = self._reader.read_metadata()
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+        except Exception as error:  # what garbage makes unpickling raise is not limited to a few classes
             raise _damaged(f"{folder / INDEX_FILE} cannot be read: {error}") from None
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         stored = {
@@ -123,7 +123,7 @@ class TorchDistFolder:
         planner.set_up_planner({key: whole}, self._metadata, is_coordinator=True)
         try:
             self._reader.read_data(planner.create_local_plan(), planner).wait()
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        except (OSError, RuntimeError, ValueError, AssertionError, LookupError, EOFError, pickle.PickleError) as error:
             raise _damaged(f"{key} in {self.folder} cannot be read: {error}") from None
         return whole
 

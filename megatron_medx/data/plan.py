@@ -5,7 +5,6 @@ Resume is one integer, and the number of ranks plays no part: ranks ask for the 
 """
 
 from bisect import bisect_left, insort
-from functools import lru_cache
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class RowPlan:
             self._rows = _join(self._lengths, seq_len_tokens, seeded_order(len(lengths), seed, stream=0))
         else:
             self._rows = [[index] for index in range(len(lengths))]
-        self._epoch_order = lru_cache(maxsize=2)(self._order_of_epoch)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)  # the last order asked for, only to be quick
 
     @property
     def rows_per_epoch(self) -> int:
@@ -48,10 +47,9 @@ class RowPlan:
     def row(self, j: int) -> list[int]:
         """Sample indices of the j-th row of the run, j from 0 without end."""
         epoch, place = divmod(j, self.rows_per_epoch)
-        return list(self._rows[self._epoch_order(epoch)[place]])
-
-    def _order_of_epoch(self, epoch: int) -> np.ndarray:
-        return seeded_order(self.rows_per_epoch, self._seed, stream=epoch + 1)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, seeded_order(self.rows_per_epoch, self._seed, stream=epoch + 1)
+        return list(self._rows[self._order[place]])
 
 
 def seeded_order(count: int, seed: int, stream: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The final name never holds half a directory, and nothing that is not ours is replaced."""
 
+from pathlib import Path
+
 import pytest
 
 from megatron_medx.checkpoint.output_folder import check_free_space, new_folder
@@ -39,6 +41,22 @@ def test_an_interrupted_overwrite_keeps_the_old(tmp_path, source):
     with pytest.raises(RuntimeError), new_folder(tmp_path / "out", source=source, overwrite=True, needed_bytes=0):
         raise RuntimeError
     assert (tmp_path / "out" / "config.json").read_text() == "old"
+
+
+def test_a_failing_rename_gives_the_old_its_name_back(tmp_path, source, monkeypatch):
+    make(tmp_path / "out", source, content="old")
+    rename = Path.rename
+
+    def fail_for_the_new(self, target):
+        if self.name == "out.partial":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "out", source, overwrite=True)
+    assert (tmp_path / "out" / "config.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_what_a_killed_attempt_left_is_replaced(tmp_path, source):

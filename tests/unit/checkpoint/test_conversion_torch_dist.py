@@ -132,7 +132,7 @@ def test_an_overwritten_data_file_is_refused_on_reading(damaged):
 
 
 def test_an_unreadable_index_is_refused(damaged):
-    for content in (b"", b"nonsense", pickle.dumps(3)):
+    for content in (b"", b"nonsense", pickle.dumps(3), b"\x80\xff", b"cnot.a.module\nName\n."):
         (damaged / "release" / ".metadata").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"\.metadata cannot be read"):
             MegatronCheckpoint(damaged)

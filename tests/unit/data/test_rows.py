@@ -1,6 +1,7 @@
 """Rows as microbatches, and what happens to samples that cannot be read."""
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -181,6 +182,12 @@ def test_processor_and_model_must_agree(write_folder, run_config, records):
         ConfigError, match=r"image_token_id = 7, processor 4082.*patch_size = 14.*vocab_size = 4000, tokenizer 4096"
     ):
         build_row_dataset(config, align_tokens=1)
+
+
+def test_a_reader_process_gives_the_same_rows(write_folder, run_config, records):
+    dataset = build_row_dataset(run_config(write_folder(records)), align_tokens=1)
+    copy = pickle.loads(pickle.dumps(dataset))  # what a DataLoader sends to a spawned worker
+    assert torch.equal(copy[2].tokens_1S, dataset[2].tokens_1S)
 
 
 def test_data_path_is_needed(run_config):

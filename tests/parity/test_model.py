@@ -1,0 +1,169 @@
+"""Logits, loss and gradients of our network against stock `transformers`, fp32, on the CPU.
+
+Ours sees one packed row, transformers each sample alone. Tolerances are the issue's (logits 1e-5, loss 1e-6, gradients
+1e-5 relative); the worst differences measured on 2026-11-22 were 1.4e-6, 5e-7 and 2.5e-6.
+"""
+
+import pytest
+import torch
+from networks import in_megatron_names, megatron_model, parameters_by_key, stock_model, tiny
+
+from megatron_medx.data.chat import EncodedSample
+from megatron_medx.data.rows import collate
+
+MODELS = {
+    "grouped heads, two DeepStack levels": tiny(),
+    "as many kv heads as heads, no DeepStack, tied": tiny(heads=3, kv_heads=3, deepstack=(), tied=True),
+    "one kv head, three DeepStack levels": tiny(heads=5, kv_heads=1, head_dim=8, section=(2, 1, 1), deepstack=(0, 1, 2)),
+    "wide heads, one late DeepStack level, tied": tiny(heads=6, head_dim=24, section=(4, 4, 4), deepstack=(2,), tied=True),
+}
+
+ROWS = {
+    "images of different sizes, two in one sample": [[(4, 6), (2, 2)], [], [(8, 4)]],
+    "text alone": [[], []],
+    "one image": [[(6, 10)]],
+    "image first and last": [[(2, 4)], [(2, 8), (4, 4), (2, 2)]],
+}
+"""Images of every sample of a row, as (height, width) in patches."""
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
+def model(request):
+    """Each configuration in turn."""
+    return request.param
+
+
+def samples_of(model, images_of_samples) -> list[EncodedSample]:
+    """Random text around random images; about two thirds of the text is learned."""
+    generator = torch.Generator().manual_seed(11)
+    samples = []
+    for index, images in enumerate(images_of_samples):
+        tokens, pixels = _text(model, 3 * index, generator), []
+        for height, width in images:
+            merged = height * width // model.vision.merge_size**2
+            tokens += [model.vision_start_token_id, *[model.image_token_id] * merged, model.vision_end_token_id]
+            tokens += _text(model, 4, generator)
+            pixels.append(torch.randn(height * width, model.vision.patch_dim, generator=generator))
+        tokens += _text(model, 5, generator)
+        tokens = torch.tensor(tokens)
+        learned = (torch.rand(len(tokens), generator=generator) < 0.7) & (tokens < 150)
+        samples.append(
+            EncodedSample(
+                sample_id=f"s{index}",
+                tokens_S=tokens,
+                loss_weights_S=learned.float(),
+                pixels_PC=torch.cat(pixels) if pixels else torch.zeros(0, model.vision.patch_dim),
+                grids_I3=torch.tensor([(1, *image) for image in images], dtype=torch.int64).reshape(-1, 3),
+            )
+        )
+    return samples
+
+
+def _text(model, length, generator) -> list[int]:
+    return torch.randint(0, 150, (length,), generator=generator).tolist()
+
+
+def row_of(model, samples, align_tokens=1):
+    """The samples as one microbatch."""
+    merge_size = model.vision.merge_size
+    return collate(samples, image_token_id=model.image_token_id, merge_size=merge_size, align_tokens=align_tokens)
+
+
+def our_losses(ours, row):
+    """(1, S) losses of a row."""
+    return ours(*model_inputs(row), labels_1S=row.labels_1S)
+
+
+def model_inputs(row):
+    """What the model takes, in its order."""
+    return row.tokens_1S, row.positions_3S, row.cu_seqlens, row.pixels_PC, row.grids_I3, row.vision_index_M
+
+
+def stock_logits(stock, model, sample):
+    """(S, V) logits of one sample by transformers, positions by its own rule."""
+    images = {}
+    if len(sample.grids_I3):
+        images = {"pixel_values": sample.pixels_PC, "image_grid_thw": sample.grids_I3}
+    tokens = sample.tokens_S[None]
+    kinds = (tokens == model.image_token_id).long()
+    return stock(input_ids=tokens, attention_mask=torch.ones_like(tokens), mm_token_type_ids=kinds, **images).logits[0]
+
+
+def stock_loss(stock, model, samples):
+    """Mean loss over the learned tokens of all samples."""
+    total, learned = 0.0, 0.0
+    for sample in samples:
+        logits = stock_logits(stock, model, sample)
+        losses = torch.nn.functional.cross_entropy(logits[:-1], sample.tokens_S[1:], reduction="none")
+        total = total + (losses * sample.loss_weights_S[1:]).sum()
+        learned = learned + sample.loss_weights_S[1:].sum()
+    return total / learned
+
+
+@pytest.mark.parametrize("images", ROWS.values(), ids=ROWS.keys())
+def test_logits_loss_and_gradients_equal_transformers(model, images, one_rank):
+    """The whole network, forward and backward."""
+    stock = stock_model(model)
+    ours = megatron_model(model, one_rank, stock)
+    samples = samples_of(model, images)
+    row = row_of(model, samples, align_tokens=8)
+
+    logits_SV = ours(*model_inputs(row)).squeeze(1)
+    expected = torch.cat([stock_logits(stock, model, sample) for sample in samples])
+    difference = (logits_SV[: len(expected)] - expected).abs().max().item()
+    assert difference < 1e-5, f"logits differ by {difference:.2e}"
+
+    loss = (our_losses(ours, row) * row.loss_weights_1S).sum() / row.loss_weights_1S.sum()
+    expected_loss = stock_loss(stock, model, samples)
+    assert abs(loss.item() - expected_loss.item()) < 1e-6, f"{loss.item()} against {expected_loss.item()}"
+
+    loss.backward()
+    expected_loss.backward()
+    for key, (ratio, size) in gradient_differences(model, ours, stock).items():
+        assert ratio < 1e-5, f"gradient of {key}: relative difference {ratio:.2e}, largest value {size:.2e}"
+
+
+def gradient_differences(model, ours, stock) -> dict[str, tuple[float, float]]:
+    """Key -> (largest difference over largest value, largest value); the whole tower must be silent without images."""
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in stock.named_parameters()
+    }
+    expected = in_megatron_names(model, gradients)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    differences = {}
+    for key, parameter in parameters_by_key(ours).items():
+        assert parameter.grad is not None, f"{key} took no part in the backward pass"
+        size = expected[key].abs().max()
+        # A gradient that is zero in exact arithmetic (a key's bias cannot move softmax) is noise of the largest one's.
+        differences[key] = ((parameter.grad - expected[key]).abs().max() / max(size, 1e-3 * largest), size)
+    return differences
+
+
+def test_packed_row_equals_samples_run_alone(one_rank):
+    """Attention and positions restart at each sample: the row's losses are those of its samples."""
+    model = tiny()
+    ours = megatron_model(model, one_rank, stock_model(model))
+    samples = samples_of(model, ROWS["images of different sizes, two in one sample"])
+    packed = our_losses(ours, row_of(model, samples, align_tokens=16))[0]
+    alone = torch.cat([our_losses(ours, row_of(model, [sample]))[0] for sample in samples])
+    # The last token of a sample has weight 0 and another label in the row than alone.
+    learned = torch.cat([torch.cat([s.loss_weights_S[1:], torch.zeros(1)]) for s in samples]) > 0
+    torch.testing.assert_close(packed[: len(alone)][learned], alone[learned], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("recompute", [{"recompute_granularity": "full", "recompute_method": "uniform",
+                                         "recompute_num_layers": 1}, {"recompute_granularity": "selective"}],
+                         ids=["full", "selective"])
+def test_recomputation_changes_no_gradient(recompute, one_rank):
+    """DeepStack features reach recomputed layers too."""
+    model = tiny()
+    stock = stock_model(model)
+    row = row_of(model, samples_of(model, ROWS["image first and last"]))
+    gradients = []
+    for settings in ({}, recompute):
+        ours = megatron_model(model, one_rank, stock, **settings)
+        (our_losses(ours, row) * row.loss_weights_1S).sum().backward()
+        gradients.append({key: parameter.grad for key, parameter in parameters_by_key(ours).items()})
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, atol=1e-6, rtol=1e-5, msg=f"gradient of {key}")
