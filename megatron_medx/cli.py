@@ -112,9 +112,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from megatron_medx.generate import generate
+    from megatron_medx.generate import Assistant
 
-    say(generate(args.hf, args.image, args.question, args.max_new_tokens))
+    say(Assistant.load(args.hf).ask(args.image, args.question, args.max_new_tokens))
     return 0
 
 

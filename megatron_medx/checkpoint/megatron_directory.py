@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from megatron_medx.checkpoint.processor_files import PROCESSOR_FOLDER, copy_processor_files
+from megatron_medx.checkpoint.rules import bindings, extra_state_modules
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.checkpoint.torch_dist import METADATA_FILE, TorchDistFolder, write_torch_dist
 from megatron_medx.config.files import read_model_section, write_model_only
@@ -109,7 +110,7 @@ def write_root(
         processor_folder: where the tokenizer files are copied from.
         provenance: what made the weights, for run.yaml.
     """
-    write_torch_dist(root / RELEASE, specs, tensors)
+    write_torch_dist(root / RELEASE, specs, tensors, extra_state_modules(bindings(model)))
     copy_processor_files(processor_folder, root / PROCESSOR_FOLDER)
     write_model_only(model, root / RUN_FILE, dict(provenance))
     # Last, as Megatron does it: the tracker only ever names a complete folder.

@@ -63,6 +63,7 @@ _DECODER_HF = "model.language_model.layers.*."
 _DECODER = "decoder.layers.*."
 _TOWER_HF = "model.visual.blocks.*."
 _TOWER = "vision.encoder.layers.*."
+_LAYERED = ("decoder.", "vision.encoder.")
 
 DECODER_RULES = (
     _copy("model.language_model.embed_tokens.weight", "VH", "embedding.word_embeddings.weight"),
@@ -191,6 +192,17 @@ def hf_shapes(bound: Iterable[Binding]) -> dict[str, Shape]:
 def megatron_shapes(bound: Iterable[Binding]) -> dict[str, Shape]:
     """Every Megatron key of a network with its shape."""
     return {one.megatron_key: one.megatron_shape for one in bound}
+
+
+def extra_state_modules(bound: Iterable[Binding]) -> list[str]:
+    """Modules whose `_extra_state` Megatron asks a checkpoint for, though nothing is in it without FP8.
+
+    Its parallel linears have one each; Transformer Engine's norms and core attention have one too. A key that the
+    checkpoint lacks stops Megatron's load, one that it has too many does not: so all that can occur are named.
+    """
+    layered = {one.megatron_key.rpartition(".")[0] for one in bound if one.megatron_key.startswith(_LAYERED)}
+    attention = {name.replace("linear_qkv", "core_attention") for name in layered if name.endswith("linear_qkv")}
+    return sorted(layered | attention | {"output_layer"})  # tied networks have the module, without a weight
 
 
 def check_total(expected: Mapping[str, Shape], found: Mapping[str, TensorSpec], where: str) -> None:

@@ -33,7 +33,7 @@ class SafetensorsFile:
         self.path = path
         try:
             self._file = safe_open(path, framework="pt")
-            headers = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 (not a dict)
+            headers = {key: self._file.get_slice(key) for key in self._file.keys()}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path} cannot be read: {error}",

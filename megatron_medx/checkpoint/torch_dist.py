@@ -4,8 +4,8 @@ A folder holds
     metadata.json   which backend wrote it; Megatron writes it last, so its presence means "complete"
     .metadata       pickled torch `Metadata`: for every key its dtype, shape, chunks, and each chunk's file and offset
     *.distcp        the chunks, each what `torch.save` writes
-and, among the keys, one object `common_state/shard_0_1` with everything that is not a tensor (before
-megatron-core 0.19 a file `common.pt`).
+and, among the keys, objects: one `common_state/shard_0_1` with everything that is not a tensor (before megatron-core
+0.19 a file `common.pt`), and an `_extra_state` for every module that could hold FP8 scales.
 
 A training checkpoint also holds the optimizer, random states and Transformer Engine's extra states. The rule that
 tells the model's weights apart: they are the tensors whose key does not start with one of OPTIMIZER_PREFIXES;
@@ -14,13 +14,13 @@ everything that is not a tensor is state of the run.
 torch's own `FileSystemWriter` is not used for writing: it keeps every tensor alive until the file is closed.
 """
 
-import io
 import json
 import math
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
@@ -45,7 +45,6 @@ INDEX_FILE = ".metadata"
 DATA_FILE = "__0_0.distcp"
 OPTIMIZER_PREFIXES = ("optimizer.", "chained_")
 
-COMMON_STATE_KEY = "common_state/shard_0_1"
 COMMON_STATE = {
     "iteration": 0,
     "checkpoint_version": 3.0,
@@ -129,7 +128,10 @@ class TorchDistFolder:
 
 
 def write_torch_dist(
-    folder: Path, specs: Mapping[str, TensorSpec], tensors: Iterator[tuple[str, torch.Tensor]]
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    extra_state_modules: Iterable[str] = (),
 ) -> None:
     """Create a folder that Megatron loads on any grid.
 
@@ -137,6 +139,7 @@ def write_torch_dist(
         folder: to be created.
         specs: every tensor, in the order in which `tensors` yields them.
         tensors: (key, tensor) pairs.
+        extra_state_modules: modules that get an empty `_extra_state`, because Megatron stops where one is absent.
     """
     folder.mkdir()
     index = Metadata(state_dict_metadata={}, storage_data={}, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
@@ -153,24 +156,27 @@ def write_torch_dist(
                 [ChunkStorageMetadata(origin, tensor.shape)],
             )
             _append(file, _own_storage(tensor), MetadataIndex(key, origin, 0), index)
-        common = io.BytesIO()
-        torch.save([COMMON_STATE], common)
-        index.state_dict_metadata[COMMON_STATE_KEY] = BytesStorageMetadata()
-        _append(file, common, MetadataIndex(COMMON_STATE_KEY), index)
+        _append_object(file, COMMON_STATE, "common_state", index)
+        for module in extra_state_modules:
+            _append_object(file, None, f"{module}._extra_state", index)
         file.flush()
         os.fsync(file.fileno())
     (folder / INDEX_FILE).write_bytes(pickle.dumps(index))
     (folder / METADATA_FILE).write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
 
 
-def _append(file: io.BufferedWriter, item: torch.Tensor | io.BytesIO, key: MetadataIndex, index: Metadata) -> None:
+def _append(file: BinaryIO, item: object, key: MetadataIndex, index: Metadata) -> None:
     """Write one tensor or object at the end of the data file and note where it lies."""
     offset = file.tell()
-    if isinstance(item, torch.Tensor):
-        torch.save(item, file)
-    else:
-        file.write(item.getbuffer())
+    torch.save(item, file)
     index.storage_data[key] = _StorageInfo(DATA_FILE, offset, file.tell() - offset)
+
+
+def _append_object(file: BinaryIO, item: object, name: str, index: Metadata) -> None:
+    """Write something that is not a tensor, under the key and in the list that Megatron gives to unsharded objects."""
+    key = f"{name}/shard_0_1"
+    index.state_dict_metadata[key] = BytesStorageMetadata()
+    _append(file, [item], MetadataIndex(key), index)
 
 
 def _own_storage(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib
 import os
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,14 +47,6 @@ def _no_op(*args, **kwargs) -> None:
 
 def _zero(*args, **kwargs) -> int:
     return 0
-
-
-def _empty(*args, **kwargs) -> dict:
-    return {}
-
-
-def _device_properties(*args) -> types.SimpleNamespace:
-    return types.SimpleNamespace(name="cpu", major=9, minor=0, multi_processor_count=os.cpu_count(), total_memory=0)
 
 
 def _get_rng_state(*args, **kwargs) -> torch.Tensor:
@@ -103,16 +94,11 @@ PATCHES = (
     Patch("torch.cuda", "max_memory_allocated", _zero, "logged after the first step"),
     Patch("torch.cuda", "memory_reserved", _zero, "logged after the first step"),
     Patch("torch.cuda", "max_memory_reserved", _zero, "logged after the first step"),
-    Patch("torch.cuda", "device_memory_used", _zero, "logged after the first step"),
-    Patch("torch.cuda", "memory_stats", _empty, "logged after the first step"),
-    Patch("torch.cuda", "get_device_properties", _device_properties, "fusion checks read the chip's capability"),
-    Patch("torch.cuda", "get_device_capability", lambda *args: (9, 0), "fusion checks read the chip's capability"),
     Patch("torch.cuda", "Stream", _Stream, "side streams of gradient reduction and checkpointing"),
     Patch("torch.cuda", "stream", lambda stream: contextlib.nullcontext(), "side streams are entered as contexts"),
     Patch("torch.cuda", "current_stream", lambda *args: _Stream(), "side streams wait for it"),
     Patch("torch.cuda", "manual_seed", torch.manual_seed, "the per-rank RNG tracker seeds the device generator"),
     Patch("torch.cuda", "get_rng_state", _get_rng_state, "RNG states are saved in checkpoints"),
-    Patch("torch.cuda", "set_rng_state", _set_rng_state, "RNG states are restored from checkpoints"),
     Patch("megatron.core.tensor_parallel.random", "_get_cuda_rng_state", _get_rng_state, "RNG tracker's fork"),
     Patch("megatron.core.tensor_parallel.random", "_set_cuda_rng_state", _set_rng_state, "RNG tracker's fork"),
     Patch("megatron.core.datasets.utils", "compile_helpers", _no_op, "runs make inside the installed wheel"),

@@ -51,9 +51,9 @@ def demo() -> RunConfig:
     """The tiny model on 2 ranks, tensor parallel, fp32: what `make demo` trains."""
     return RunConfig(
         model=demo_model(),
-        data=DataSection(path="data/demo", seq_len_tokens=1024, min_pixels=4096, max_pixels=25_600),
+        data=DataSection(path="data/demo", packing=True, seq_len_tokens=512, min_pixels=4096, max_pixels=25_600),
         parallel=ParallelSection(world_size=2, tensor=2),
-        optimizer=OptimizerSection(lr=2e-3, min_lr=2e-4, warmup_steps=4),
-        training=TrainingSection(steps=200, global_batch_rows=8, precision="fp32"),
-        checkpoint=CheckpointSection(every_steps=100),
+        optimizer=OptimizerSection(lr=2e-3, min_lr=2e-4, warmup_steps=4, weight_decay=0.01),
+        training=TrainingSection(steps=240, global_batch_rows=2, precision="fp32"),
+        checkpoint=CheckpointSection(every_steps=120),
     )

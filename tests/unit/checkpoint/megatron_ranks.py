@@ -1,6 +1,5 @@
 """What two gloo ranks do in test_conversion_torch_dist.py: Megatron's own load and save, cut as it cuts a model."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -71,18 +70,36 @@ def run_rank(rank: int, store: str, converted: str, out: str) -> None:
     _save({"model": cut}, Path(out) / "tp2" / "iter_0000007", rank)
     stage = {key: _alone(key, stored.read(key)) for key in stored.specs if stage_of(key) == rank}
     _save({"model": stage}, Path(out) / "pp2" / "iter_0000007", rank)
-    if rank == 0:
-        (Path(out) / "model_shapes.json").write_text(json.dumps(model_shapes()))
-    else:
-        model_shapes()
+    torch.save(load_into_network(converted), Path(out) / f"network_{rank}.pt")
     dist.destroy_process_group()
 
 
-def model_shapes() -> dict[str, tuple[int, ...]]:
-    """Checkpoint key -> whole shape of the network that training builds, here on two tensor-parallel ranks."""
-    from megatron.core import parallel_state
+def load_into_network(converted: str) -> dict[str, tuple[torch.Tensor, tuple[int, ...]]]:
+    """Load a converted checkpoint into the network that training builds, on two tensor-parallel ranks.
+
+    Returns:
+        Checkpoint key -> (what this rank's parameter then holds, shape of the whole tensor).
+    """
+    from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
     from megatron.core.dist_checkpointing.utils import nested_values
+
+    network = build_network()
+    metadata = COMMON_STATE["content_metadata"]
+    loaded = dist_checkpointing.load({"model": network.sharded_state_dict(metadata=metadata)}, converted)
+    network.load_state_dict(loaded["model"], strict=True)
+    held = {}
+    for entry in nested_values(network.sharded_state_dict(metadata=metadata)):
+        if isinstance(entry, ShardedTensorFactory):
+            held[entry.key] = entry.data.detach(), tuple(entry.build()[0].global_shape)
+        elif isinstance(entry, ShardedTensor):
+            held[entry.key] = entry.data.detach(), tuple(entry.global_shape)
+    return held
+
+
+def build_network():
+    """The tiny network on TP2, every parameter NaN."""
+    from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -99,11 +116,9 @@ def model_shapes() -> dict[str, tuple[int, ...]]:
     config = TransformerConfig(**architecture, **grid)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     network = Qwen3VLModel(tiny_model(), config, layer_specs(False), groups, solo_groups())
-    shapes = {}
-    for entry in nested_values(network.sharded_state_dict(metadata=COMMON_STATE["content_metadata"])):
-        shards = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
-        shapes |= {shard.key: tuple(shard.global_shape) for shard in shards if isinstance(shard, ShardedTensor)}
-    return shapes
+    for parameter in network.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    return network
 
 
 def _alone(key: str, tensor: torch.Tensor):

@@ -80,9 +80,27 @@ def test_checkpoints_that_megatron_wrote_on_a_grid_export_bit_equal(converted, t
     assert all(torch.equal(exported[key], tensor) for key, tensor in tensors.items())
 
 
-def test_the_network_that_training_builds_has_the_keys_and_shapes_of_the_rules(two_ranks):
-    built = json.loads((two_ranks / "model_shapes.json").read_text())
-    assert built == {key: list(shape) for key, shape in megatron_shapes(bindings(tiny_model())).items()}
+def test_the_network_that_training_builds_loads_it_whole(converted, two_ranks):
+    stored = TorchDistFolder(converted[0] / "release")
+    shapes = megatron_shapes(bindings(tiny_model()))
+    for rank in range(WORLD_SIZE):
+        held = torch.load(two_ranks / f"network_{rank}.pt")
+        assert {key: shape for key, (_, shape) in held.items()} == shapes
+        for key, (part, _) in held.items():
+            assert torch.equal(part, tensor_parallel_slice(key, stored.read(key), rank)), key
+
+
+def test_every_module_that_may_ask_for_an_extra_state_finds_one(converted):
+    index = pickle.loads((converted[0] / "release" / ".metadata").read_bytes())
+    for module in (
+        "decoder.layers.1.mlp.linear_fc1",
+        "decoder.layers.0.self_attention.core_attention",
+        "decoder.layers.0.self_attention.q_layernorm",
+        "decoder.final_layernorm",
+        "output_layer",
+        "vision.encoder.layers.2.self_attention.linear_proj",
+    ):
+        assert f"{module}._extra_state/shard_0_1" in index.state_dict_metadata
 
 
 def test_state_of_the_run_is_not_weights(converted, two_ranks):

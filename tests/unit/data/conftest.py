@@ -1,4 +1,4 @@
-"""The demo folder, built once a session, and small folders made of it."""
+"""Small data folders made of the demo's."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,8 @@ import pytest
 
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.config.run import DataSection, RunConfig, RunSection
-from megatron_medx.data.demo.build import build_demo
 from megatron_medx.data.demo.tokenizer import DEMO_MAX_PIXELS, DEMO_MIN_PIXELS
 from megatron_medx.data.processor_files import processor_token_ids
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Path:
-    """The whole demo data folder."""
-    folder = tmp_path_factory.mktemp("demo")
-    build_demo(folder)
-    return folder
 
 
 @pytest.fixture

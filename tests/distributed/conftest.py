@@ -1,0 +1,19 @@
+"""One data folder and one queue of runs for all tests of this folder."""
+
+import small_data
+import pytest
+from medx_runs import Runs
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The small, awkward data folder."""
+    return small_data.write_small_data(tmp_path_factory.mktemp("distributed") / "data")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, data):
+    """The queue in which `medx` commands run side by side."""
+    queue = Runs(tmp_path_factory.mktemp("runs"), data)
+    yield queue
+    queue.close()

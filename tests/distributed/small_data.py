@@ -1,0 +1,66 @@
+"""A data folder that is small and awkward: many images or none, of any shape, and one long text.
+
+Two thirds of the samples have no image, so that microbatches, and now and then whole steps, are without one.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from megatron_medx.data.demo.corpus import read_hpo, read_icd, tokenizer_text
+from megatron_medx.data.demo.tokenizer import write_processor
+
+SIZES_PX = {"wide": (230, 60), "tall": (48, 150), "tiny": (20, 33), "square": (128, 128), "odd": (101, 77)}
+"""Image name -> width, height."""
+
+PICTURED = (("wide",), ("tall", "tiny", "wide"), ("square",), ("odd", "square"), ("tiny",), ("odd", "tall"))
+"""Images of each sample that has some."""
+
+NUM_TEXTS = 12
+
+
+def write_small_data(folder: Path) -> Path:
+    """Write samples.jsonl, images/ and processor/ (the demo's tokenizer, recipe `demo` fits it)."""
+    records = [*_pictured_samples(), *_text_samples()]
+    (folder / "images").mkdir(parents=True)
+    noise = np.random.default_rng(7)
+    for name, (width, height) in SIZES_PX.items():
+        pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
+    write_processor(folder / "processor", tokenizer_text(read_icd(), read_hpo()[1], records))
+    write_samples(folder, records)
+    return folder
+
+
+def write_samples(folder: Path, records: list[dict]) -> None:
+    """Write `samples.jsonl`."""
+    (folder / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def conversation(sample_id: str, question: str, answer: str, images: tuple[str, ...] = ()) -> dict:
+    """One turn of question and answer as a line of samples.jsonl."""
+    parts = [{"type": "image", "image": f"images/{name}.png"} for name in images]
+    return {
+        "id": sample_id,
+        "messages": [
+            {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ],
+    }
+
+
+def _pictured_samples() -> list[dict]:
+    return [
+        conversation(f"picture-{number}", "What is shown?", f"Noise, {len(images)} times, {images[0]}.", images)
+        for number, images in enumerate(PICTURED)
+    ]
+
+
+def _text_samples() -> list[dict]:
+    texts = [
+        conversation(f"text-{number}", f"Name finding {number}.", "Fracture of the left femur. " * (1 + number % 3))
+        for number in range(NUM_TEXTS - 1)
+    ]
+    return [*texts, {"id": "long", "content": [{"type": "text", "text": "No acute abnormality of the chest. " * 40}]}]
