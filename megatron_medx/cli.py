@@ -7,6 +7,7 @@ So a dry run or a wrong key answers in a fraction of a second, without torch. Wh
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _recipes(args: argparse.Namespace) -> int:
 def _to_hf(args: argparse.Namespace) -> int:
     from megatron_medx.checkpoint.convert import to_hf
 
-    to_hf(args.checkpoint, args.out, overwrite=args.overwrite, dtype=args.dtype)
+    to_hf(args.checkpoint, args.out, overwrite=args.overwrite, shard_size_bytes=args.shard_size, dtype=args.dtype)
     say(f"wrote {args.out}")
     return 0
 
@@ -107,6 +108,11 @@ def _verify(args: argparse.Namespace) -> int:
     from megatron_medx.checkpoint.verify import verify
 
     result = verify(args.hf, args.checkpoint)
+    say(f"{result['num_tensors']} tensors compared bit for bit, {result['num_different']} differ")
+    for tensor in result["worst"]:
+        say(f"  {tensor['name']} ({tensor['megatron_name']}): largest difference {tensor['max_abs_diff']}")
+    difference = result["logits_max_abs_diff"]
+    say(f"largest difference of logits: {result['logits_note'] if difference is None else format(difference, '.2e')}")
     say(json.dumps(result))
     return 0 if result["bit_equal"] else 1
 
@@ -187,10 +193,22 @@ def _add_convert(commands) -> None:
     for direction in (to_hf, to_megatron):
         direction.add_argument("out", type=Path, metavar="OUT")
         direction.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    to_hf.add_argument(
+        "--shard-size", type=_bytes, default="5GB", metavar="SIZE", help="largest safetensors file, e.g. 50MB"
+    )
     to_hf.add_argument("--dtype", choices=("keep", "bf16", "fp32"), default="keep", help="of the written tensors")
     verify = _add(directions, "verify", _verify, "compare a Hugging Face directory with a checkpoint")
     verify.add_argument("hf", type=Path, metavar="HF")
     verify.add_argument("checkpoint", type=Path, metavar="CKPT")
+
+
+def _bytes(text: str) -> int:
+    """Read a size such as 50MB or 5GB (powers of ten, as on the hub)."""
+    size = re.fullmatch(r"(\d+)(KB|MB|GB)", text.upper())
+    if size is None:
+        raise argparse.ArgumentTypeError(f"found {text}, needed a size such as 50MB or 5GB")
+    number, unit = size.groups()
+    return int(number) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[unit]
 
 
 if __name__ == "__main__":

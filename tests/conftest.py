@@ -1,8 +1,14 @@
-"""What holds for the whole suite: one thread a process, no network, no job around it, GPU tests only with a GPU."""
+"""What holds for the whole suite: one thread a process, no network, no job around it, GPU tests only with a GPU.
+
+And what many tests share: the demo's data, built once a session, and a run of its model that is over in seconds.
+"""
 
 import os
+from pathlib import Path
 
 import pytest
+
+from megatron_medx.config.run import RunConfig
 
 for name in [name for name in os.environ if name.startswith("SLURM_")]:
     del os.environ[name]  # the suite may run inside a job; `medx train` would take itself for one of its tasks
@@ -20,3 +26,28 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """The whole demo data folder."""
+    from megatron_medx.data.demo.build import build_demo
+
+    folder = tmp_path_factory.mktemp("demo")
+    build_demo(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_run(demo, tmp_path) -> RunConfig:
+    """The demo recipe on one rank, with one short row a step, in a folder of the test."""
+    from megatron_medx.recipes import get_recipe
+
+    config = get_recipe("demo")
+    config.run.folder = str(tmp_path / "run")
+    config.data.path = str(demo)
+    config.data.packing = False
+    config.parallel.world_size = config.parallel.tensor = 1
+    config.training.global_batch_rows = 1
+    config.optimizer.warmup_steps = 0
+    return config

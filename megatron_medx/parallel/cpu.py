@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import os
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,6 +48,10 @@ def _no_op(*args, **kwargs) -> None:
 
 def _zero(*args, **kwargs) -> int:
     return 0
+
+
+def _properties(*args) -> types.SimpleNamespace:
+    return types.SimpleNamespace(major=9)  # Hopper, the generation that the checks are met for
 
 
 def _get_rng_state(*args, **kwargs) -> torch.Tensor:
@@ -94,6 +99,7 @@ PATCHES = (
     Patch("torch.cuda", "max_memory_allocated", _zero, "logged after the first step"),
     Patch("torch.cuda", "memory_reserved", _zero, "logged after the first step"),
     Patch("torch.cuda", "max_memory_reserved", _zero, "logged after the first step"),
+    Patch("torch.cuda", "get_device_properties", _properties, "the argument check reads the chip's generation"),
     Patch("torch.cuda", "Stream", _Stream, "side streams of gradient reduction and checkpointing"),
     Patch("torch.cuda", "stream", lambda stream: contextlib.nullcontext(), "side streams are entered as contexts"),
     Patch("torch.cuda", "current_stream", lambda *args: _Stream(), "side streams wait for it"),

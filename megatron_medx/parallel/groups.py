@@ -4,10 +4,17 @@ The vision tower is not sliced: every tensor-parallel rank of the first stage ho
 get groups of one rank.
 """
 
+import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 _solo: dist.ProcessGroup | None = None
+
+
+def start_alone() -> None:
+    """Start torch.distributed with this process as the only rank; no port is opened."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def solo_groups() -> ProcessGroupCollection:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,17 +128,27 @@ def test_convert_passes_paths_and_options(monkeypatch):
     calls = stand_in(monkeypatch, "megatron_medx.checkpoint.convert", to_hf=None, to_megatron=None)
     assert main(["convert", "to-hf", "ckpt", "out"]) == 0
     assert main(["convert", "to-megatron", "hf", "out", "--overwrite"]) == 0
-    assert main(["convert", "to-hf", "ckpt", "out", "--dtype", "bf16"]) == 0
+    assert main(["convert", "to-hf", "ckpt", "out", "--dtype", "bf16", "--shard-size", "50MB"]) == 0
+    whole = {"overwrite": False, "shard_size_bytes": 5_000_000_000, "dtype": "keep"}
     assert calls == [
-        ("to_hf", Path("ckpt"), Path("out"), {"overwrite": False, "dtype": "keep"}),
+        ("to_hf", Path("ckpt"), Path("out"), whole),
         ("to_megatron", Path("hf"), Path("out"), {"overwrite": True}),
-        ("to_hf", Path("ckpt"), Path("out"), {"overwrite": False, "dtype": "bf16"}),
+        ("to_hf", Path("ckpt"), Path("out"), whole | {"dtype": "bf16", "shard_size_bytes": 50_000_000}),
     ]
+
+
+def test_a_shard_size_without_a_unit_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", "to-hf", "ckpt", "out", "--shard-size", "lots"])
+    assert caught.value.code == 2
+    assert "needed a size such as 50MB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("bit_equal", "code"), [(True, 0), (False, 1)])
 def test_verify_ends_with_a_line_of_json(monkeypatch, capsys, bit_equal, code):
-    result = {"bit_equal": bit_equal, "logits_max_abs_diff": 0.0}
+    worst = [] if bit_equal else [{"name": "a", "megatron_name": "b", "max_abs_diff": 0.5}]
+    result = {"bit_equal": bit_equal, "logits_max_abs_diff": 0.0, "num_tensors": 3, "worst": worst}
+    result |= {"num_different": len(worst), "logits_note": ""}
     stand_in(monkeypatch, "megatron_medx.checkpoint.verify", verify=result)
     assert main(["convert", "verify", "hf", "ckpt"]) == code
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
@@ -151,9 +162,11 @@ def test_errors_of_an_implementation_are_printed_too(monkeypatch, capsys):
 
 
 def test_generate_prints_the_answer(monkeypatch, capsys):
-    calls = stand_in(monkeypatch, "megatron_medx.generate", generate="CT")
+    asked = []
+    assistant = SimpleNamespace(ask=lambda *words: asked.append(words) or "CT")
+    monkeypatch.setattr("megatron_medx.generate.Assistant.load", lambda folder: assistant)
     assert main(["generate", "hf", "--image", "a.dcm", "--image", "b.png", "--question", "Which?"]) == 0
-    assert calls == [("generate", Path("hf"), [Path("a.dcm"), Path("b.png")], "Which?", 64)]
+    assert asked == [([Path("a.dcm"), Path("b.png")], "Which?", 64)]
     assert capsys.readouterr().out == "CT\n"
 
 

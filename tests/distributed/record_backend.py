@@ -1,4 +1,4 @@
-"""Train as one rank with every patch of the CPU backend counting its calls; run by test_cpu_backend.py.
+"""Train as one rank with every patch of the CPU backend counting its calls; run by test_backend_patches.py.
 
     python record_backend.py RUN_FOLDER OUT.json [--resume]
 """
