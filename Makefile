@@ -13,7 +13,7 @@ PYTHON := $(shell for python in python3.12 python3; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then echo $$python; break; fi; done)
 
 # Taken for single files (the demo's H&E picture, Qwen3-VL's chat template) that are read without importing the
-# package. Their dependencies (numba, csbdeep; datasets, pandas, pyarrow) are 400 MB that nothing here uses.
+# package, so without their dependencies (numba, csbdeep; datasets, pandas, pyarrow), which nothing here uses.
 FILES_ONLY := stardist trl
 QUIET := -qq
 

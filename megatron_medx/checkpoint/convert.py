@@ -22,11 +22,11 @@ from megatron_medx.checkpoint.megatron_directory import (
     write_root,
 )
 from megatron_medx.checkpoint.output_folder import new_folder
-from megatron_medx.checkpoint.processor_files import special_token_ids
 from megatron_medx.checkpoint.progress import Advance, byte_progress
 from megatron_medx.checkpoint.rules import Binding, bindings, check_total, hf_shapes, megatron_shapes
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.config.files import collect_provenance
+from megatron_medx.config.processor import generation_token_ids
 from megatron_medx.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def to_hf(
     source = MegatronCheckpoint(Path(ckpt))
     bound = checked_bindings(source)
     specs = _cast_specs(hf_specs(source, bound), DTYPES[dtype])
-    if not special_token_ids(source.processor_folder):
+    if not generation_token_ids(source.processor_folder):
         logger.warning("%s holds no tokenizer: the export will have weights and config only", source.processor_folder)
     total_bytes = sum(spec.num_bytes for spec in specs.values())
     with (

@@ -154,13 +154,13 @@ def _model_config(config: dict, path: Path) -> ModelConfig:
     return ModelConfig(**values, vision=VisionConfig(**vision))
 
 
-def config_json(model: ModelConfig, dtype: torch.dtype, special_token_ids: dict[str, int]) -> dict:
+def config_json(model: ModelConfig, dtype: torch.dtype, generation_token_ids: dict[str, int]) -> dict:
     """The hub-style `config.json` of a network.
 
     Args:
         model: sizes and image token ids.
         dtype: dtype of the stored weights; readers load in it.
-        special_token_ids: `bos_token_id`, `eos_token_id` of the tokenizer; empty where there is none.
+        generation_token_ids: `bos_token_id`, `eos_token_id` of the tokenizer; empty where there is none.
     """
     config: dict = {"architectures": [ARCHITECTURE]}
     for name, value in BUILT_IN + INERT:
@@ -177,15 +177,15 @@ def config_json(model: ModelConfig, dtype: torch.dtype, special_token_ids: dict[
     _set(config, "dtype", dtype_name)
     _set(config, "text_config.dtype", dtype_name)
     for name in ("bos_token_id", "eos_token_id"):
-        if name in special_token_ids:
-            _set(config, f"text_config.{name}", special_token_ids[name])
+        if name in generation_token_ids:
+            _set(config, f"text_config.{name}", generation_token_ids[name])
     config["transformers_version"] = WRITTEN_FOR_TRANSFORMERS
     return config
 
 
-def generation_config_json(special_token_ids: dict[str, int]) -> dict:
+def generation_config_json(generation_token_ids: dict[str, int]) -> dict:
     """The `generation_config.json` of a network: where to stop and what to pad with; decoding is greedy."""
-    config: dict = dict(special_token_ids)
+    config: dict = dict(generation_token_ids)
     if "eos_token_id" in config and "bos_token_id" in config:
         # As on the hub: the end of a turn and the end of a document both stop generation.
         config["eos_token_id"] = [config["eos_token_id"], config["bos_token_id"]]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint import processor_files
 from megatron_medx.checkpoint.hf_config import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
@@ -20,6 +19,7 @@ from megatron_medx.checkpoint.hf_config import (
 )
 from megatron_medx.checkpoint.safetensors_stream import SafetensorsFile, write_safetensors
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.config import processor
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.errors import CheckpointError
 
@@ -135,8 +135,8 @@ def write_companions(folder: Path, model: ModelConfig, dtype: torch.dtype, proce
         processor_folder: where the tokenizer, template and preprocessor files lie; a generation_config.json among
             them is kept as it is.
     """
-    copied = processor_files.copy_processor_files(processor_folder, folder)
-    token_ids = processor_files.special_token_ids(processor_folder)
+    copied = processor.copy_known_files(processor_folder, folder)
+    token_ids = processor.generation_token_ids(processor_folder)
     _write_json(folder / CONFIG_FILE, config_json(model, dtype, token_ids))
     if GENERATION_CONFIG_FILE not in copied:
         _write_json(folder / GENERATION_CONFIG_FILE, generation_config_json(token_ids))

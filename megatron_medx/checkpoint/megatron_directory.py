@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint.processor_files import PROCESSOR_FOLDER, copy_processor_files
 from megatron_medx.checkpoint.rules import bindings, extra_state_modules
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.checkpoint.torch_dist import METADATA_FILE, TorchDistFolder, write_torch_dist
 from megatron_medx.config.files import read_model_section, write_model_only
 from megatron_medx.config.model import ModelConfig
+from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_known_files
 from megatron_medx.errors import CheckpointError
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
@@ -111,7 +111,7 @@ def write_root(
         provenance: what made the weights, for run.yaml.
     """
     write_torch_dist(root / RELEASE, specs, tensors, extra_state_modules(bindings(model)))
-    copy_processor_files(processor_folder, root / PROCESSOR_FOLDER)
+    copy_known_files(processor_folder, root / PROCESSOR_FOLDER)
     write_model_only(model, root / RUN_FILE, dict(provenance))
     # Last, as Megatron does it: the tracker only ever names a complete folder.
     (root / TRACKER_FILE).write_text(RELEASE)

@@ -5,7 +5,6 @@ shows, which no comparison of tensors can see.
 """
 
 import math
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from megatron_medx.checkpoint.convert import Weights, checked_bindings, hf_specs
 from megatron_medx.checkpoint.logits import logits_of
 from megatron_medx.checkpoint.progress import byte_progress
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.config.model import ModelConfig
+from megatron_medx.config.differences import differences
 from megatron_medx.errors import CheckpointError
 
 NUM_WORST = 5
@@ -51,24 +50,13 @@ def verify(first: str | Path, second: str | Path) -> dict:
 
 
 def _check_same_model(first: Weights, second: Weights) -> None:
-    wrong = _differing_fields(first.model, second.model)
+    wrong = differences(first.model, second.model)
     if wrong:
         raise CheckpointError(
             f"{first.folder} and {second.folder} are different networks: {', '.join(wrong)}",
             "two sets of weights of one network",
             "compare a checkpoint with what it was converted from",
         )
-
-
-def _differing_fields(first: ModelConfig, second: ModelConfig, prefix: str = "") -> list[str]:
-    wrong = []
-    for field in fields(first):
-        one, other = getattr(first, field.name), getattr(second, field.name)
-        if is_dataclass(one):
-            wrong += _differing_fields(one, other, f"{field.name}.")
-        elif one != other:
-            wrong.append(f"{prefix}{field.name} {one} and {other}")
-    return wrong
 
 
 def _compare_tensors(first: Weights, second: Weights) -> tuple[int, list[dict]]:

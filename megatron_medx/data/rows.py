@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer
 
 from megatron_medx.config.model import ModelConfig
+from megatron_medx.config.processor import check_processor, vision_token_ids
 from megatron_medx.config.run import DataSection, RunConfig
 from megatron_medx.data.chat import EncodedSample, SampleEncoder
 from megatron_medx.data.microbatch import Microbatch
 from megatron_medx.data.patches import Patcher
 from megatron_medx.data.plan import RowPlan
 from megatron_medx.data.positions import mrope_positions
-from megatron_medx.data.processor_files import check_processor, processor_token_ids
 from megatron_medx.data.samples import Sample, read_samples
 from megatron_medx.errors import ConfigError, DataError
 
@@ -211,7 +211,7 @@ def build_row_dataset(config: RunConfig, align_tokens: int, pad_to_tokens: int |
     if not data.path:
         raise ConfigError("data.path is not set", "a data folder", "add data.path=FOLDER; `make demo` builds one")
     samples = read_samples(Path(data.path))
-    processor = Path(data.processor) if data.processor else Path(data.path) / "processor"
+    processor = config.processor_folder
     check_processor(processor)
     tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
     patcher = Patcher.from_directory(processor, data.min_pixels, data.max_pixels)
@@ -222,7 +222,7 @@ def build_row_dataset(config: RunConfig, align_tokens: int, pad_to_tokens: int |
 
 def _check_against_model(processor: Path, num_tokens: int, patcher: Patcher, model: ModelConfig) -> None:
     """Raises ConfigError with every disagreement at once."""
-    of_processor = processor_token_ids(processor)
+    of_processor = vision_token_ids(processor)
     of_model = {field: getattr(model, field) for field in of_processor}
     for name in ("patch_size", "merge_size", "temporal_patch_size"):
         of_processor[f"vision.{name}"] = getattr(patcher.processor, name)

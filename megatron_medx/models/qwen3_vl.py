@@ -23,7 +23,11 @@ from megatron_medx.models.rotary import mrope_angles
 from megatron_medx.models.specs import LayerSpecs
 from megatron_medx.models.vision import VisionTower, packed_segments
 
-PART_PREFIXES = {"vision": ("vision.",), "merger": ("merger.",), "language": ("embedding.", "decoder.", "output_layer.")}
+PART_PREFIXES = {
+    "vision": ("vision.",),
+    "merger": ("merger.",),
+    "language": ("embedding.", "decoder.", "output_layer."),
+}
 """Parameter-name prefixes of the parts that recipes freeze or give a learning rate (config.run.PARTS)."""
 
 

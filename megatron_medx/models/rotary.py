@@ -55,7 +55,7 @@ def patch_rows_and_columns(grids_I3: Tensor, merge_size: int) -> tuple[Tensor, T
 
 
 def patch_angles(rows: Tensor, columns: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
-    """Angles of the tower's 2-D rotary embedding: the first quarter of a head turns with the row, the next with the column.
+    """Angles of the tower's 2-D rotary embedding: a quarter of a head turns with the row, the next with the column.
 
     Args:
         rows, columns: (P,) int64.
@@ -73,9 +73,7 @@ def patch_angles(rows: Tensor, columns: Tensor, head_dim: int, theta: float = 10
     return torch.cat((*quarter, *quarter), dim=-1)[:, None, None, :]
 
 
-def interpolated_positions(
-    table_NE: Tensor, grids_I3: Tensor, rows: Tensor, columns: Tensor
-) -> Tensor:
+def interpolated_positions(table_NE: Tensor, grids_I3: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Learned square position grid, bilinearly resampled to each image's grid (corners aligned).
 
     Args:

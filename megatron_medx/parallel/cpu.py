@@ -108,7 +108,7 @@ PATCHES = (
     Patch("megatron.core.tensor_parallel.random", "_get_cuda_rng_state", _get_rng_state, "RNG tracker's fork"),
     Patch("megatron.core.tensor_parallel.random", "_set_cuda_rng_state", _set_rng_state, "RNG tracker's fork"),
     Patch("megatron.core.datasets.utils", "compile_helpers", _no_op, "runs make inside the installed wheel"),
-    Patch("megatron.training.training", "initialize_megatron", _allow_no_cuda, "asserts CUDA unless told so", wraps=True),
+    Patch("megatron.training.training", "initialize_megatron", _allow_no_cuda, "asserts CUDA if not told", wraps=True),
     Patch(_OPTIMIZER, "state_dict", with_initial_state, "torch's AdamW has no state before its first step", wraps=True),
     Patch(_OPTIMIZER, "load_state_dict", with_own_steps, "torch's AdamW counts steps per parameter", wraps=True),
     Patch(

@@ -1,8 +1,8 @@
 """What Megatron's DistributedOptimizer needs to save and load with torch's own AdamW.
 
-With CUDA it works on the fused Adam of Transformer Engine or Apex, whose step counter lies in the parameter group. Torch
-keeps a counter tensor per parameter, which three of its methods (megatron-core 0.19.2) do not expect. Each function
-below wraps one of them; `cpu.py` lists them among its patches.
+With CUDA it works on the fused Adam of Transformer Engine or Apex, whose step counter lies in the parameter group.
+Torch keeps a counter tensor per parameter, which three of its methods (megatron-core 0.19.2) do not expect. Each
+function below wraps one of them; `cpu.py` lists them among its patches.
 """
 
 from collections.abc import Callable

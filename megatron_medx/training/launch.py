@@ -1,23 +1,19 @@
 """From a checked configuration to running ranks, on this machine or as one task of `srun`.
 
-Here the run folder is chosen and filled; torch is not imported. Each rank is a process of `worker.py`.
+torch is not imported here. Each rank is a process of `worker.py`.
 """
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from megatron_medx.config.files import collect_provenance, write_run_yaml
 from megatron_medx.config.run import RunConfig
-from megatron_medx.data.processor_files import copy_processor
-from megatron_medx.errors import CheckpointError, ConfigError, ParallelismError
-
-TRACKER = "latest_checkpointed_iteration.txt"
-"""Megatron's pointer to the newest complete checkpoint, written after everything else of a save."""
+from megatron_medx.errors import ParallelismError
+from megatron_medx.terminal import complain, say
+from megatron_medx.training.run_folder import LOGS, prepare_folder
 
 GRACE_S = 10.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
@@ -38,7 +34,8 @@ def launch(config: RunConfig, resume: bool = False) -> int:
     """
     if "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ:
         return _launch_slurm_task(config, resume)
-    folder = prepare_folder(config, resume)
+    folder = prepare_folder(config, resume, sys.argv)
+    _announce(folder, resume)
     address, port = "127.0.0.1", free_port()
     processes = [
         subprocess.Popen(
@@ -65,72 +62,18 @@ def _launch_slurm_task(config: RunConfig, resume: bool) -> int:
             "one task per rank",
             f"add parallel.world_size={size}, or change --ntasks of the allocation",
         )
-    folder = Path(config.run.folder or f"runs/{config.run.recipe}")
+    folder = config.run_folder
     if rank == 0:
-        folder = prepare_folder(config, resume, folder)
+        prepare_folder(config, resume, sys.argv, folder)
+        _announce(folder, resume)
     local_rank = int(os.environ["SLURM_LOCALID"])
     port = int(os.environ.get("MASTER_PORT", 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
     os.environ.update(rank_environment(rank, local_rank, size, os.environ["MASTER_ADDR"], port))
     return run_rank(config, folder, resume)
 
 
-def prepare_folder(config: RunConfig, resume: bool, folder: Path | None = None) -> Path:
-    """Choose and fill the run folder: run.yaml, the processor beside the checkpoints, an empty logs folder.
-
-    Nothing that was saved is overwritten: a new run never enters a folder that holds one.
-    """
-    folder = folder or (resumed_folder(config) if resume else new_folder(config))
-    checkpoints = folder / "checkpoints"
-    if resume and not (checkpoints / TRACKER).exists():
-        raise CheckpointError(
-            f"{folder} has no complete checkpoint", "a checkpoint to resume from", "start without --resume"
-        )
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    config.run.folder = str(folder)
-    provenance = collect_provenance(sys.argv)
-    for place in (folder, checkpoints):
-        write_run_yaml(config, place / "run.yaml", provenance)
-    processor = Path(config.data.processor or Path(config.data.path) / "processor")
-    limits = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
-    copy_processor(processor, checkpoints / "processor", **limits)
-    shutil.rmtree(folder / "logs", ignore_errors=True)
-    (folder / "logs").mkdir()
-    sys.stdout.write(f"run folder       {folder}{'  (resumed)' if resume else ''}\n")
-    sys.stdout.flush()
-    return folder
-
-
-def new_folder(config: RunConfig) -> Path:
-    """`run.folder`, or the first free one of runs/<recipe>, runs/<recipe>-2, runs/<recipe>-3, ..."""
-    if config.run.folder:
-        folder = Path(config.run.folder)
-        if (folder / "run.yaml").exists():
-            raise ConfigError(
-                f"run.folder={folder} already holds a run",
-                "a folder of its own for a new run",
-                "add --resume to continue it, or choose another run.folder",
-            )
-        return folder
-    return next(folder for folder in _numbered(config.run.recipe) if not (folder / "run.yaml").exists())
-
-
-def resumed_folder(config: RunConfig) -> Path:
-    """`run.folder`, or the newest of runs/<recipe>, runs/<recipe>-2, ... that holds a run."""
-    if config.run.folder:
-        return Path(config.run.folder)
-    newest = Path("runs") / config.run.recipe
-    for folder in _numbered(config.run.recipe):
-        if not (folder / "run.yaml").exists():
-            return newest
-        newest = folder
-
-
-def _numbered(recipe: str):
-    yield Path("runs") / recipe
-    number = 2
-    while True:
-        yield Path("runs") / f"{recipe}-{number}"
-        number += 1
+def _announce(folder: Path, resume: bool) -> None:
+    say(f"run folder  {folder}{' (resumed)' if resume else ''}")
 
 
 def rank_environment(rank: int, local_rank: int, world_size: int, address: str, port: int) -> dict[str, str]:
@@ -175,7 +118,8 @@ def wait_for_ranks(processes: list[subprocess.Popen], folder: Path) -> int:
     if 2 in codes:
         return 2
     rank = failed[0]
-    sys.stderr.write(f"rank {rank} ended with code {codes[rank]}; the end of {folder}/logs/rank_{rank}.log:\n")
-    log = folder / "logs" / f"rank_{rank}.log"
-    sys.stderr.writelines(f"    {line}\n" for line in log.read_text(errors="replace").splitlines()[-15:])
+    log = folder / LOGS / f"rank_{rank}.log"
+    complain(f"rank {rank} ended with code {codes[rank]}; the end of {log}:")
+    for line in log.read_text(errors="replace").splitlines()[-15:] if log.exists() else ():
+        complain(f"    {line}")
     return 1

@@ -15,7 +15,9 @@ from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import ConfigError
 
 
-def settings(config: RunConfig, *, folder: Path, resume: bool, use_cuda: bool, use_transformer_engine: bool) -> dict[str, Any]:
+def settings(
+    config: RunConfig, *, folder: Path, resume: bool, use_cuda: bool, use_transformer_engine: bool
+) -> dict[str, Any]:
     """Every Megatron argument that a run decides, by Megatron's name.
 
     Args:
@@ -120,7 +122,7 @@ def _checkpoints(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any
         "ckpt_format": "torch_dist",
         "dist_ckpt_optim_fully_reshardable": True,  # resume on any grid
         "async_save": config.checkpoint.async_save,
-        # Nothing in a run draws random numbers after the initial weights: dropout is 0, the order of data is a function.
+        # Nothing draws random numbers after the initial weights: dropout is 0, the order of data is a function.
         "no_save_rng": True,
         "no_load_rng": True,
     }

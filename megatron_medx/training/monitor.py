@@ -87,7 +87,8 @@ class StepMonitor:
 
     def _show(self, line: dict) -> None:
         now_s, interactive, last = time.monotonic(), self._screen.isatty(), line["step"] == self._num_steps
-        if not (interactive or last or (now_s - self._shown_s >= QUIET_S and line["step"] % self._every_steps == 0)):
+        is_due = now_s - self._shown_s >= QUIET_S and line["step"] % self._every_steps == 0
+        if not (interactive or last or is_due):
             return
         self._shown_s = now_s
         done = line["step"] - self._first_step + 1
@@ -127,7 +128,7 @@ def draw_loss_curve(metrics: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     steps = [line["step"] for line in metrics]
-    panels = (("loss", "loss (nats per trained token)", 3), ("grad_norm", "gradient norm", 1), ("lr", "learning rate", 1))
+    panels = (("loss", "loss, nats / trained token", 3), ("grad_norm", "gradient norm", 1), ("lr", "learning rate", 1))
     figure, axes = plt.subplots(
         len(panels), 1, sharex=True, figsize=(8, 6.5), height_ratios=[height for *_, height in panels]
     )

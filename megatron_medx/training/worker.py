@@ -4,6 +4,7 @@ Started by `launch.py` on one machine, or by `srun medx train ...` on a cluster.
 Megatron, torch and the libraries print goes to `logs/rank_<n>.log` in the run folder.
 """
 
+import datetime
 import errno
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import TextIO
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import CheckpointError, MedxError
+from megatron_medx.training.run_folder import ERROR_FILE, LOGS, RUN_FILE
 
 USER_ERROR = 2
 """Exit code of a run that stopped for something its user can mend."""
@@ -24,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m megatron_medx.training.worker RUN_FOLDER [--resume]`: train as the rank that RANK says."""
     words = list(sys.argv[1:] if argv is None else argv)
     folder = Path(words[0])
-    return run_rank(read_run_yaml(folder / "run.yaml"), folder, resume="--resume" in words)
+    return run_rank(read_run_yaml(folder / RUN_FILE), folder, resume="--resume" in words)
 
 
 def run_rank(config: RunConfig, folder: Path, resume: bool) -> int:
     """Train as one rank; returns the exit code of this process."""
     rank = int(os.environ["RANK"])
-    screen = redirect_output(folder / "logs" / f"rank_{rank}.log")
+    screen = redirect_output(folder / LOGS / f"rank_{rank}.log")
     try:
         train(config, folder, resume, screen)
     except MedxError as error:
@@ -116,13 +118,14 @@ def redirect_output(log: Path) -> TextIO:
     os.dup2(target, sys.stdout.fileno())
     os.dup2(target, sys.stderr.fileno())
     os.close(target)
+    sys.stdout.write(f"=== started {datetime.datetime.now().isoformat(timespec='seconds')} ===\n")
     return screen
 
 
 def report_once(folder: Path, message: str, screen: TextIO) -> None:
     """Show an error that several ranks may meet; the first one to meet it speaks."""
     try:
-        with open(folder / "logs" / "error.txt", "x") as file:
+        with open(folder / LOGS / ERROR_FILE, "x") as file:
             file.write(message + "\n")
     except FileExistsError:
         return

@@ -1,7 +1,7 @@
 """One data folder and one queue of runs for all tests of this folder."""
 
-import small_data
 import pytest
+import small_data
 from medx_runs import Runs
 
 

@@ -25,7 +25,7 @@ import psutil
 REPOSITORY = Path(__file__).parents[2]
 
 SMALL = (
-    "data.seq_len_tokens=512", "data.packing=false", "data.min_pixels=4096", "data.max_pixels=25600", "run.seed=1234",
+    "data.seq_len_tokens=512", "data.packing=false", "data.min_pixels=4096", "data.max_pixels=25600", "run.seed=7",
     "model.hidden_size=64", "model.num_layers=4", "model.num_heads=4", "model.num_kv_heads=2", "model.head_dim=32",
     "model.ffn_hidden_size=128", "model.tie_embeddings=true", "model.vision.deepstack_layers=1,2",
     "model.vision.hidden_size=32", "model.vision.num_heads=2", "model.vision.num_layers=3",
@@ -43,7 +43,7 @@ STOP_AT_5 = "megatron.exit_interval=5"
 SCENARIOS = {
     "tied": ("checkpoint.every_steps=5",),
     "untied, packed, own rates": (
-        "model.tie_embeddings=false", "data.packing=true", "training.global_batch_rows=2",
+        "model.tie_embeddings=false", "data.packing=true", "data.seq_len_tokens=320", "training.global_batch_rows=2",
         "optimizer.vision_lr=1e-30", "optimizer.merger_lr=5e-4", STOP_AT_5,
     ),
     "merger alone": ("training.freeze=vision,language", "optimizer.lr=2e-2", STOP_AT_5),

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from megatron_medx.parallel import cpu
-from megatron_medx.training.launch import free_port, prepare_folder, rank_environment
+from megatron_medx.training.launch import free_port, rank_environment
+from megatron_medx.training.run_folder import prepare_folder
 
 SCRIPT = Path(__file__).with_name("record_backend.py")
 
@@ -21,10 +22,10 @@ def test_a_run_uses_every_patch_and_needs_no_other(tiny_run, tmp_path):
     tiny_run.training.recompute = "full"
     tiny_run.parallel.world_size = tiny_run.parallel.tensor = 2
     tiny_run.training.steps, tiny_run.checkpoint.every_steps = 2, 2
-    folder = prepare_folder(tiny_run, resume=False)
+    folder = prepare_folder(tiny_run, resume=False, command=["test"])
     used = record(folder, tmp_path / "first.json")
     tiny_run.training.steps = 3
-    prepare_folder(tiny_run, resume=True)
+    prepare_folder(tiny_run, resume=True, command=["test"])
     used |= record(folder, tmp_path / "second.json", "--resume")
     needless = {f"{patch.module}.{patch.name}" for patch in cpu.PATCHES} - used
     assert not needless, f"megatron-core no longer calls {sorted(needless)}: remove them from PATCHES"

@@ -4,11 +4,14 @@ Tolerance: 1e-5 on the first five losses. Worst differences seen (2026-11, gloo,
 """
 
 import pytest
+import torch
 from medx_runs import GRIDS, assert_same_losses
+from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_medx.checkpoint.torch_dist import TorchDistFolder
 
 TOLERANCE = 1e-5
+NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-4, 1e-4
 
 PLAN = {
     "tied": tuple(GRIDS),
@@ -28,12 +31,13 @@ def started(runs):
 def test_first_five_losses_tokens_and_images_are_equal(name, started):
     runs = {grid: started[name, grid].result().ok() for grid in PLAN[name]}
     assert_same_losses({grid: run.column("loss")[:5] for grid, run in runs.items()}, TOLERANCE)
-    assert_same_losses({grid: run.column("grad_norm")[:5] for grid, run in runs.items()}, 1e-4)
     first = runs["1 process"]
     assert len(first.column("loss")) >= 5
     for run in runs.values():
         for key in ("step", "tokens", "images", "lr"):
             assert run.column(key)[:5] == first.column(key)[:5], f"{key} of {run.folder.name}"
+        norms = run.column("grad_norm")[:5]
+        assert norms == pytest.approx(first.column("grad_norm")[:5], rel=NORM_TOLERANCE), run.folder.name
 
 
 def test_losses_fall(started):
@@ -60,13 +64,26 @@ def test_each_part_moves_at_its_own_rate(grid, started):
             assert moved > 1e-4, f"{key} moved by {moved}"
 
 
-@pytest.mark.parametrize("grid", PLAN["merger alone"])
-def test_frozen_parts_stay_and_the_merger_moves(grid, started):
-    before, after = (weights(started["merger alone", grid].result().ok(), step) for step in (5, 5))
-    assert before.keys() == after.keys()
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid != "1 process"])
+def test_adams_first_moments_are_equal(grid, started):
+    """Adam forgives a gradient that is wrong by a factor: losses alone would not show it."""
+    reference, moments = (first_moments(started["tied", name].result().ok()) for name in ("1 process", grid))
+    assert moments.keys() == reference.keys() and len(moments) > 60
+    for key, expected in reference.items():
+        difference = (moments[key] - expected).norm() / expected.norm()
+        assert difference < MOMENT_TOLERANCE, f"{key}: {difference:.1e}"
 
 
-def weights(run, step=5):
-    """Checkpoint key -> tensor of the model at a step."""
-    folder = TorchDistFolder(run.checkpoints / f"iter_{step:07d}")
+def weights(run):
+    """Checkpoint key -> tensor of the model at step 5."""
+    folder = TorchDistFolder(run.checkpoints / "iter_0000005")
     return {key: folder.read(key) for key in folder.specs}
+
+
+def first_moments(run):
+    """Parameter -> Adam's mean gradient at step 5."""
+    folder, prefix = run.checkpoints / "iter_0000005", "optimizer.state.exp_avg."
+    index = FileSystemReader(folder).read_metadata().state_dict_metadata
+    moments = {key: torch.empty(entry.size) for key, entry in index.items() if key.startswith(prefix)}
+    torch.distributed.checkpoint.load(moments, checkpoint_id=folder, no_dist=True)
+    return {key.removeprefix(prefix): tensor for key, tensor in moments.items()}

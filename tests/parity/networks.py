@@ -15,7 +15,7 @@ from megatron_medx.models.specs import layer_specs
 from megatron_medx.parallel.groups import solo_groups
 
 
-def tiny(*, heads=4, kv_heads=2, head_dim=16, section=(4, 2, 2), deepstack=(0, 2), tied=False, **changes) -> ModelConfig:
+def tiny(*, heads=4, kv_heads=2, head_dim=16, section=(4, 2, 2), deepstack=(0, 2), tied=False) -> ModelConfig:
     """Four decoder and three tower layers, awkward widths."""
     return ModelConfig(
         hidden_size=44,
@@ -41,7 +41,6 @@ def tiny(*, heads=4, kv_heads=2, head_dim=16, section=(4, 2, 2), deepstack=(0, 2
             patch_size=4,
             num_position_embeddings=49,
         ),
-        **changes,
     )
 
 
@@ -73,8 +72,8 @@ def megatron_model(model: ModelConfig, groups, stock=None, **config) -> Qwen3VLM
 
 def parameters_by_key(ours: Qwen3VLModel) -> dict[str, torch.nn.Parameter]:
     """Parameters by their checkpoint name."""
-    entries = [e for e in nested_values(ours.sharded_state_dict()) if isinstance(e, ShardedTensor | ShardedTensorFactory)]
-    return {entry.key: entry.data for entry in entries}
+    entries = nested_values(ours.sharded_state_dict())
+    return {entry.key: entry.data for entry in entries if isinstance(entry, ShardedTensor | ShardedTensorFactory)}
 
 
 def in_megatron_names(model: ModelConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,8 +14,12 @@ from megatron_medx.data.rows import collate
 MODELS = {
     "grouped heads, two DeepStack levels": tiny(),
     "as many kv heads as heads, no DeepStack, tied": tiny(heads=3, kv_heads=3, deepstack=(), tied=True),
-    "one kv head, three DeepStack levels": tiny(heads=5, kv_heads=1, head_dim=8, section=(2, 1, 1), deepstack=(0, 1, 2)),
-    "wide heads, one late DeepStack level, tied": tiny(heads=6, head_dim=24, section=(4, 4, 4), deepstack=(2,), tied=True),
+    "one kv head, three DeepStack levels": tiny(
+        heads=5, kv_heads=1, head_dim=8, section=(2, 1, 1), deepstack=(0, 1, 2)
+    ),
+    "wide heads, one late DeepStack level, tied": tiny(
+        heads=6, head_dim=24, section=(4, 4, 4), deepstack=(2,), tied=True
+    ),
 }
 
 ROWS = {
@@ -152,9 +156,14 @@ def test_packed_row_equals_samples_run_alone(one_rank):
     torch.testing.assert_close(packed[: len(alone)][learned], alone[learned], atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("recompute", [{"recompute_granularity": "full", "recompute_method": "uniform",
-                                         "recompute_num_layers": 1}, {"recompute_granularity": "selective"}],
-                         ids=["full", "selective"])
+@pytest.mark.parametrize(
+    "recompute",
+    [
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+        {"recompute_granularity": "selective"},
+    ],
+    ids=["full", "selective"],
+)
 def test_recomputation_changes_no_gradient(recompute, one_rank):
     """DeepStack features reach recomputed layers too."""
     model = tiny()

@@ -13,7 +13,7 @@ from megatron_medx.recipes import get_recipe
 
 
 def test_a_folder_that_is_no_hugging_face_directory(tmp_path):
-    with pytest.raises(CheckpointError, match="no .*config.json"):
+    with pytest.raises(CheckpointError, match=r"no .*config\.json"):
         Assistant.load(tmp_path)
 
 
@@ -43,5 +43,5 @@ def test_it_answers_for_a_dicom_and_a_png_and_without_image(assistant, demo, tmp
 
 def test_an_unreadable_image_is_named(assistant, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match="broken.png"):
+    with pytest.raises(DataError, match=r"broken\.png"):
         assistant.ask([tmp_path / "broken.png"], "Which?")

@@ -8,8 +8,8 @@ from conversion_networks import random_tensors
 from safetensors.torch import load_file, save_file
 
 from megatron_medx.checkpoint.hf_directory import HfDirectory, plan_shards, write_weights
-from megatron_medx.checkpoint.processor_files import copy_processor_files, special_token_ids
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.config.processor import copy_known_files, generation_token_ids
 from megatron_medx.errors import CheckpointError
 
 
@@ -98,15 +98,15 @@ def test_processor_files_are_copied_and_nothing_else(tmp_path):
     source.mkdir()
     for name in ("tokenizer.json", "chat_template.jinja", "notes.txt"):
         (source / name).write_text(name)
-    assert copy_processor_files(source, tmp_path / "target") == ["tokenizer.json", "chat_template.jinja"]
+    assert copy_known_files(source, tmp_path / "target") == ["tokenizer.json", "chat_template.jinja"]
     assert sorted(path.name for path in (tmp_path / "target").iterdir()) == ["chat_template.jinja", "tokenizer.json"]
-    assert copy_processor_files(tmp_path / "absent", tmp_path / "never") == [] and not (tmp_path / "never").exists()
+    assert copy_known_files(tmp_path / "absent", tmp_path / "never") == [] and not (tmp_path / "never").exists()
 
 
 def test_special_token_ids_come_from_the_tokenizer(tmp_path):
-    assert special_token_ids(tmp_path) == {}
+    assert generation_token_ids(tmp_path) == {}
     config = {"eos_token": {"content": "<|im_end|>"}, "pad_token": "<|endoftext|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     added = [{"id": 7, "content": "<|endoftext|>"}, {"id": 9, "content": "<|im_end|>"}]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    assert special_token_ids(tmp_path) == {"bos_token_id": 7, "eos_token_id": 9, "pad_token_id": 7}
+    assert generation_token_ids(tmp_path) == {"bos_token_id": 7, "eos_token_id": 9, "pad_token_id": 7}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from megatron_medx.config.model import ModelConfig, VisionConfig
+from megatron_medx.config.processor import vision_token_ids
 from megatron_medx.config.run import DataSection, RunConfig, RunSection
 from megatron_medx.data.demo.tokenizer import DEMO_MAX_PIXELS, DEMO_MIN_PIXELS
-from megatron_medx.data.processor_files import processor_token_ids
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def run_config(demo):
             vocab_size=4096,
             vision=vision,
             mrope_section=(4, 2, 2),
-            **processor_token_ids(demo / "processor"),
+            **vision_token_ids(demo / "processor"),
         )
         settings = {"seq_len_tokens": 256, "min_pixels": DEMO_MIN_PIXELS, "max_pixels": DEMO_MAX_PIXELS} | data
         section = DataSection(path=str(folder) if folder else "", processor=str(demo / "processor"), **settings)

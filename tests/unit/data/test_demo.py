@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen3VLProcessor
 
+from megatron_medx.config.processor import REQUIRED_FILES, copy_known_files, copy_processor, vision_token_ids
 from megatron_medx.data.demo import corpus, pictures, tokenizer
 from megatron_medx.data.demo.build import build_demo
 from megatron_medx.data.dicom import is_dicom
 from megatron_medx.data.images import read_image
 from megatron_medx.data.preview import draw_preview
-from megatron_medx.data.processor_files import REQUIRED_FILES, copy_processor, processor_token_ids
 from megatron_medx.data.rows import build_row_dataset
 from megatron_medx.data.samples import read_samples
 from megatron_medx.errors import DataError
@@ -57,7 +57,7 @@ def test_hpo_is_cited_with_its_version(demo):
 
 
 def test_special_tokens_have_fixed_ids(demo):
-    assert processor_token_ids(demo / "processor") == {
+    assert vision_token_ids(demo / "processor") == {
         "image_token_id": 4082,
         "video_token_id": 4083,
         "vision_start_token_id": 4079,
@@ -99,7 +99,7 @@ def test_processor_directory_is_of_the_hubs_kind(demo):
 
 def test_copy_processor_states_the_limits_of_training(demo, tmp_path):
     source, target = demo / "processor", tmp_path / "copy"
-    assert copy_processor(source, target) == [*REQUIRED_FILES, "generation_config.json"]
+    assert copy_known_files(source, target) == [*REQUIRED_FILES, "generation_config.json"]
     assert contents(source) == contents(target)
     copy_processor(source, target, min_pixels=4096, max_pixels=9216)
     assert json.loads((target / "preprocessor_config.json").read_text())["size"]["longest_edge"] == 9216
@@ -108,16 +108,16 @@ def test_copy_processor_states_the_limits_of_training(demo, tmp_path):
 
 
 def test_half_a_processor_is_refused(demo, tmp_path):
-    copy_processor(demo / "processor", tmp_path)
+    copy_known_files(demo / "processor", tmp_path)
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(DataError, match=r"lacks merges\.txt"):
-        copy_processor(tmp_path, tmp_path / "x")
+        copy_processor(tmp_path, tmp_path / "x", min_pixels=4096, max_pixels=9216)
     settings = json.loads((demo / "processor" / "tokenizer.json").read_text())
     settings["added_tokens"] = [entry for entry in settings["added_tokens"] if entry["content"] != "<|image_pad|>"]
-    copy_processor(demo / "processor", tmp_path)
+    copy_known_files(demo / "processor", tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
     with pytest.raises(DataError, match=r"has no <\|image_pad\|>"):
-        processor_token_ids(tmp_path)
+        vision_token_ids(tmp_path)
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):

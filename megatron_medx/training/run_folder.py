@@ -1,0 +1,130 @@
+"""The run folder: which one a run gets, what lies in it before training starts, and what a resume must not change.
+
+    run.yaml  metrics.jsonl  loss.png  logs/  tensorboard/
+    checkpoints/   run.yaml, processor/, iter_<step>/: whole without the rest of the folder
+
+torch is not imported here.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_medx.config.differences import differences
+from megatron_medx.config.files import collect_provenance, read_model_section, read_run_yaml, write_run_yaml
+from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_processor
+from megatron_medx.config.run import RunConfig
+from megatron_medx.errors import CheckpointError, ConfigError
+
+CHECKPOINTS, LOGS, ERROR_FILE, RUN_FILE = "checkpoints", "logs", "error.txt", "run.yaml"
+
+TRACKER = "latest_checkpointed_iteration.txt"
+"""Megatron's pointer to the newest complete checkpoint, written after everything else of a save."""
+
+ORDER_FIELDS = ("path", "packing", "seq_len_tokens", "min_pixels", "max_pixels")
+"""Fields of the data section that decide which samples form row j of the run."""
+
+
+def prepare_folder(config: RunConfig, resume: bool, command: list[str], folder: Path | None = None) -> Path:
+    """Choose and fill the run folder; `config.run.folder` is set to it.
+
+    Nothing that was saved is overwritten: a new run never enters a folder that holds one.
+
+    Args:
+        config: the run.
+        resume: the folder holds a run that goes on.
+        command: what was typed, for the record.
+        folder: use this one instead of choosing.
+
+    Raises:
+        ConfigError: a new run would enter an old one's folder, or a resume changes the order of data.
+        CheckpointError: there is nothing to resume or to start from, or it is another network's.
+        DataError: the processor directory is not whole.
+    """
+    folder = folder or (resumed_folder(config) if resume else new_folder(config))
+    checkpoints = folder / CHECKPOINTS
+    if resume:
+        check_resume(config, checkpoints)
+    elif config.checkpoint.start_from:
+        check_same_network(config, Path(config.checkpoint.start_from))
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    config.run.folder = str(folder)
+    provenance = collect_provenance(command)
+    for place in (folder, checkpoints):
+        write_run_yaml(config, place / RUN_FILE, provenance)
+    limits = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
+    copy_processor(config.processor_folder, checkpoints / PROCESSOR_FOLDER, **limits)
+    (folder / LOGS).mkdir(exist_ok=True)
+    (folder / LOGS / ERROR_FILE).unlink(missing_ok=True)
+    return folder
+
+
+def new_folder(config: RunConfig) -> Path:
+    """`run.folder`, or the first free one of runs/<recipe>, runs/<recipe>-2, runs/<recipe>-3, ..."""
+    if not config.run.folder:
+        return next(folder for folder in numbered_folders(config) if not (folder / RUN_FILE).exists())
+    if (config.run_folder / RUN_FILE).exists():
+        raise ConfigError(
+            f"run.folder={config.run_folder} already holds a run",
+            "a folder of its own for a new run",
+            "add --resume to continue it, or choose another run.folder",
+        )
+    return config.run_folder
+
+
+def resumed_folder(config: RunConfig) -> Path:
+    """`run.folder`, or the newest of runs/<recipe>, runs/<recipe>-2, ... that holds a run."""
+    if config.run.folder:
+        return config.run_folder
+    held = list(itertools.takewhile(lambda folder: (folder / RUN_FILE).exists(), numbered_folders(config)))
+    return held[-1] if held else config.run_folder
+
+
+def numbered_folders(config: RunConfig) -> Iterator[Path]:
+    """runs/<recipe>, runs/<recipe>-2, runs/<recipe>-3, ..."""
+    first = config.run_folder
+    yield first
+    yield from (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+
+
+def check_resume(config: RunConfig, checkpoints: Path) -> None:
+    """Refuse to resume without a checkpoint, into another network, or into another order of data."""
+    if not (checkpoints / TRACKER).exists():
+        raise CheckpointError(
+            f"{checkpoints} has no complete checkpoint",
+            "a checkpoint to resume from",
+            "start without --resume, in a new run.folder if this one is taken",
+        )
+    check_same_network(config, checkpoints)
+    former = read_run_yaml(checkpoints / RUN_FILE)
+    changed = [
+        f"data.{name} {getattr(former.data, name)} before and {getattr(config.data, name)} now"
+        for name in ORDER_FIELDS
+        if getattr(former.data, name) != getattr(config.data, name)
+    ]
+    if former.run.seed != config.run.seed:
+        changed.append(f"run.seed {former.run.seed} before and {config.run.seed} now")
+    if changed:
+        raise ConfigError(
+            f"the resumed run would see other data: {', '.join(changed)}",
+            "the order of data that the run began with, so that no sample is repeated or lost",
+            f"restore the values, or start a new run with checkpoint.start_from={checkpoints}",
+        )
+
+
+def check_same_network(config: RunConfig, checkpoints: Path) -> None:
+    """Refuse weights of another architecture before anything is loaded."""
+    if not (checkpoints / RUN_FILE).exists() or not (checkpoints / TRACKER).exists():
+        raise CheckpointError(
+            f"{checkpoints} holds no {RUN_FILE} and {TRACKER}",
+            "a checkpoint folder: RUN/checkpoints, or what `medx convert to-megatron` wrote",
+            "correct checkpoint.start_from",
+        )
+    stored = read_model_section(checkpoints / RUN_FILE)
+    changed = differences(stored, config.model, ("in the checkpoint", "asked for"), "model.")
+    if changed:
+        raise CheckpointError(
+            f"{checkpoints} is of another network: {', '.join(changed)}",
+            "weights of the network that is trained",
+            "set the model's fields to the checkpoint's values, or start from other weights",
+        )

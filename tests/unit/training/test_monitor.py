@@ -1,0 +1,67 @@
+"""metrics.jsonl, the terminal's line and the curve."""
+
+import io
+import json
+
+import torch
+
+from megatron_medx.recipes import get_recipe
+from megatron_medx.training.monitor import StepMonitor, draw_loss_curve, read_metrics
+
+KEYS = {"step", "loss", "grad_norm", "lr", "tokens", "images", "step_time_s", "model_tflops_per_s"}
+
+
+def monitored(folder, steps, screen=None):
+    """A monitor that has seen these steps."""
+    config = get_recipe("demo")
+    config.training.steps = 9
+    monitor = StepMonitor(config, folder, io.StringIO() if screen is None else screen)
+    monitor.step_time_s, monitor.learning_rate = 0.5, 1e-3
+    for step in steps:
+        reduced = {"loss": 10.0 - step, "tokens": 80.0, "images": 3.0, "model_flops": 4e12}
+        monitor.step(step, {key: torch.tensor(value, dtype=torch.float64) for key, value in reduced.items()}, 1.5)
+    monitor.close()
+    return monitor
+
+
+def test_a_step_is_a_line_with_the_documented_keys(tmp_path):
+    monitored(tmp_path, [1, 2])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [KEYS, KEYS]
+    assert lines[1]["loss"] == 8.0 and lines[1]["tokens"] == 80 and lines[1]["images"] == 3
+    assert lines[1]["model_tflops_per_s"] == 4.0  # 4 TFLOP in half a second on 2 ranks
+
+
+def test_a_resume_drops_the_steps_that_it_repeats(tmp_path):
+    monitored(tmp_path, [1, 2, 3, 4, 5])
+    monitored(tmp_path, [4, 5, 6])
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_last_line_cut_off_is_left_out(tmp_path):
+    monitored(tmp_path, [1, 2])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_a_rank_that_does_not_report_writes_nothing(tmp_path):
+    monitor = StepMonitor(get_recipe("demo"), tmp_path, None)
+    monitor.step(1, {"loss": torch.tensor(1.0)}, 1.0)
+    monitor.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_terminal_shows_loss_rate_and_time_left(tmp_path):
+    screen = io.StringIO()
+    monitored(tmp_path, [1], screen)
+    said = screen.getvalue()
+    assert "step 1/9  loss 9.0000  grad norm 1.50  lr 1.00e-03  0.50 s/step  160 tokens/s" in said
+    assert "0:04 left" in said  # eight more steps of half a second
+
+
+def test_the_curve_is_a_picture(tmp_path):
+    monitored(tmp_path, range(1, 10))
+    draw_loss_curve(read_metrics(tmp_path / "metrics.jsonl"), tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

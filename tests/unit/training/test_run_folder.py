@@ -1,0 +1,101 @@
+"""Which folder a run gets, what lies in it, and what a resume refuses."""
+
+import os
+import socket
+
+import pytest
+
+from megatron_medx.config.files import read_run_yaml
+from megatron_medx.errors import CheckpointError, ConfigError, ParallelismError
+from megatron_medx.training.launch import free_port, launch
+from megatron_medx.training.run_folder import TRACKER, prepare_folder
+
+
+def prepare(config, resume=False):
+    return prepare_folder(config, resume, ["medx", "train"])
+
+
+@pytest.fixture
+def finished(tiny_run):
+    """A folder as a run leaves it."""
+    folder = prepare(tiny_run)
+    (folder / "checkpoints" / TRACKER).write_text("5")
+    return folder
+
+
+def test_a_new_folder_holds_the_configuration_and_the_processor(tiny_run):
+    folder = prepare(tiny_run)
+    assert read_run_yaml(folder / "run.yaml") == read_run_yaml(folder / "checkpoints" / "run.yaml") == tiny_run
+    assert (folder / "checkpoints" / "processor" / "tokenizer.json").is_file()
+    assert "command: medx train" in (folder / "run.yaml").read_text()
+
+
+def test_without_a_name_runs_are_numbered_and_the_newest_is_resumed(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for _ in range(3):
+        tiny_run.run.folder = ""
+        folders.append(str(prepare(tiny_run)))
+    assert folders == ["runs/demo", "runs/demo-2", "runs/demo-3"]
+    tiny_run.run.folder = ""
+    (tmp_path / "runs/demo-3/checkpoints" / TRACKER).write_text("5")
+    assert str(prepare(tiny_run, resume=True)) == "runs/demo-3"
+
+
+def test_a_folder_that_holds_a_run_is_not_entered(tiny_run, finished):
+    with pytest.raises(ConfigError, match="already holds a run"):
+        prepare(tiny_run)
+
+
+def test_resuming_needs_a_checkpoint(tiny_run):
+    prepare(tiny_run)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        prepare(tiny_run, resume=True)
+
+
+def test_resuming_another_network_is_refused_with_both_values(tiny_run, finished):
+    tiny_run.model.num_layers = 6
+    with pytest.raises(CheckpointError, match=r"model\.num_layers 4 in the checkpoint and 6 asked for"):
+        prepare(tiny_run, resume=True)
+
+
+@pytest.mark.parametrize(("section", "field", "value"), [("data", "packing", True), ("run", "seed", 99)])
+def test_resuming_with_another_order_of_data_is_refused(tiny_run, finished, section, field, value):
+    setattr(getattr(tiny_run, section), field, value)
+    with pytest.raises(ConfigError, match=rf"would see other data: {section}\.{field}"):
+        prepare(tiny_run, resume=True)
+
+
+def test_another_grid_and_more_steps_are_welcome(tiny_run, finished):
+    tiny_run.parallel.world_size, tiny_run.parallel.pipeline, tiny_run.training.steps = 2, 2, 999
+    assert prepare(tiny_run, resume=True) == finished
+
+
+def test_starting_from_what_is_no_checkpoint_is_refused(tiny_run, tmp_path):
+    tiny_run.checkpoint.start_from = str(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no"):
+        prepare(tiny_run)
+
+
+def test_starting_from_another_network_is_refused(tiny_run, finished, tmp_path):
+    tiny_run.checkpoint.start_from = str(finished / "checkpoints")
+    tiny_run.run.folder, tiny_run.model.ffn_hidden_size = str(tmp_path / "other"), 64
+    with pytest.raises(CheckpointError, match=r"model\.ffn_hidden_size 480 in the checkpoint and 64 asked for"):
+        prepare(tiny_run)
+
+
+def test_a_port_in_use_is_refused(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(ParallelismError, match="cannot be used"):
+            free_port()
+    monkeypatch.delenv("MASTER_PORT")
+    assert free_port() > 0
+
+
+def test_srun_must_start_one_task_a_rank(tiny_run, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ | {"SLURM_PROCID": "0", "SLURM_NTASKS": "3"})
+    with pytest.raises(ParallelismError, match="srun started 3 tasks, the run is for 1 ranks"):
+        launch(tiny_run)
