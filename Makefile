@@ -1,7 +1,7 @@
 # make demo   the main job: train, resume, export and question a small model (environment included)
 # make test   style and the whole suite (environment included)
 # make env    the environment alone, in .venv; `. .venv/bin/activate` enters it
-# make check  style alone; make test-fast  what needs neither parity with transformers nor several ranks
+# make check  style alone; make test-fast  what needs neither parity with transformers nor training runs
 # make clean  remove caches; make clean-all  also .venv and runs/
 
 VENV := .venv

@@ -62,9 +62,7 @@ def main() -> int:
         "wall_minutes": round((time.monotonic() - start_s) / 60, 2),
     }
     (RUN / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    say(
-        f"\n{json.dumps(summary, indent=2)}\n\ncurve: {RUN}/loss.png   model: {RUN}/hf   summary: {RUN}/summary.json"
-    )
+    say(f"\n{json.dumps(summary, indent=2)}\n\ncurve: {RUN}/loss.png   model: {RUN}/hf   summary: {RUN}/summary.json")
     say(
         "ask it yourself:   . .venv/bin/activate && medx generate runs/demo/hf "
         "--image data/demo/images/cr-chest.dcm --question 'Which imaging modality is this?'"

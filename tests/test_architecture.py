@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "models": {"config", "errors"},
     "parallel": {"config", "errors"},
     "checkpoint": {"config", "models", "parallel", "errors"},
-    "training": {"config", "data", "models", "parallel", "checkpoint", "errors"},
+    "training": {"config", "data", "models", "parallel", "checkpoint", "errors", "terminal"},
     "generate": {"data", "errors"},
     "doctor": set(),
     "cli": None,

@@ -40,14 +40,6 @@ def main(checkpoint: str, inputs: str, out: str) -> None:
     from megatron_medx.parallel.cpu import enable_cpu_backend
 
     enable_cpu_backend()
-    from megatron.core import parallel_state
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    from megatron_medx.parallel.groups import start_alone
-
-    start_alone()
-    parallel_state.initialize_model_parallel()
-    model_parallel_cuda_manual_seed(0)
     network = _load(MegatronCheckpoint(Path(checkpoint)))
     tensors = {name: value.to(torch.cuda.current_device()) for name, value in torch.load(inputs).items()}
     tokens_1S = tensors["input_ids"]
@@ -66,13 +58,12 @@ def main(checkpoint: str, inputs: str, out: str) -> None:
 def _load(checkpoint: MegatronCheckpoint) -> torch.nn.Module:
     """The whole network in fp32 on one rank, filled by `megatron.core.dist_checkpointing`."""
     from megatron.core import dist_checkpointing
-    from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron_medx.models.megatron_config import decoder_architecture
     from megatron_medx.models.qwen3_vl import Qwen3VLModel
     from megatron_medx.models.specs import layer_specs
-    from megatron_medx.parallel.groups import solo_groups
+    from megatron_medx.parallel.groups import solo_groups, start_alone
 
     config = TransformerConfig(
         **decoder_architecture(checkpoint.model),
@@ -82,9 +73,8 @@ def _load(checkpoint: MegatronCheckpoint) -> torch.nn.Module:
         persist_layer_norm=False,
         hetereogenous_dist_checkpoint=True,
     )
-    groups = ProcessGroupCollection.use_mpu_process_groups()
     # The plain layers, also where Transformer Engine is: this is a comparison in fp32, not a matter of speed.
-    network = Qwen3VLModel(checkpoint.model, config, layer_specs(False), groups, solo_groups()).eval()
+    network = Qwen3VLModel(checkpoint.model, config, layer_specs(False), start_alone(), solo_groups()).eval()
     state = dist_checkpointing.load({"model": network.sharded_state_dict()}, str(checkpoint.folder))
     network.load_state_dict(state["model"])
     return network.to(torch.cuda.current_device())

@@ -39,9 +39,8 @@ def collate(
 
     Args:
         samples: at least one; their order is kept.
-        image_token_id: id of the placeholder.
-        merge_size: a merge_size x merge_size block of patches is one token.
-        pad_token_id: fills the tail; any token but the placeholder.
+        image_token_id, merge_size: of the model.
+        pad_token_id: fills the tail.
         align_tokens: the row is padded to a multiple of this.
         pad_to_tokens: pad to exactly this many tokens instead (a multiple of align_tokens).
 
@@ -55,7 +54,6 @@ def collate(
     Raises:
         DataError: the samples have more than pad_to_tokens tokens.
     """
-    assert samples, "a row has at least one sample"
     num_tokens = sum(len(sample.tokens_S) for sample in samples)
     length = -(-num_tokens // align_tokens) * align_tokens if pad_to_tokens is None else pad_to_tokens
     if num_tokens > length:

@@ -6,15 +6,20 @@ get groups of one rank.
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 _solo: dist.ProcessGroup | None = None
 
 
-def start_alone() -> None:
-    """Start torch.distributed with this process as the only rank; no port is opened."""
+def start_alone() -> ProcessGroupCollection:
+    """Start torch.distributed and Megatron's groups with this process as the only rank; no port is opened."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(0)
+    return ProcessGroupCollection.use_mpu_process_groups()
 
 
 def solo_groups() -> ProcessGroupCollection:

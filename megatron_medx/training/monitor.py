@@ -128,7 +128,7 @@ def draw_loss_curve(metrics: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     steps = [line["step"] for line in metrics]
-    panels = (("loss", "loss, nats / trained token", 3), ("grad_norm", "gradient norm", 1), ("lr", "learning rate", 1))
+    panels = (("loss", "loss, nats a token", 3), ("grad_norm", "gradient norm", 1), ("lr", "learning rate", 1))
     figure, axes = plt.subplots(
         len(panels), 1, sharex=True, figsize=(8, 6.5), height_ratios=[height for *_, height in panels]
     )

@@ -60,6 +60,8 @@ class Run:
     stderr: str
     folder: Path
     duration_s: float
+    survivors: tuple[int, ...] = ()
+    """Processes of the run that were still there after the launcher's end."""
 
     @property
     def said(self) -> str:
@@ -176,12 +178,12 @@ class Runs:
             try:
                 if while_running:
                     while_running(process, folder)
-                code = process.wait(timeout=240)
+                code, duration_s = process.wait(timeout=240), time.monotonic() - start
+                survivors = session_pids(process)
             finally:
                 end_session(process)
                 self._alive.discard(process)
-            duration_s = time.monotonic() - start
-            return Run(code, Path(out.name).read_text(), Path(err.name).read_text(), folder, duration_s)
+            return Run(code, Path(out.name).read_text(), Path(err.name).read_text(), folder, duration_s, survivors)
 
     def close(self) -> None:
         """End everything that is still running."""
@@ -214,6 +216,16 @@ def end_session(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def session_pids(process: subprocess.Popen) -> tuple[int, ...]:
+    """Processes, but for the dead, that a launcher started, also through others."""
+    found = []
+    for other in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getsid(other.pid) == process.pid and other.status() != psutil.STATUS_ZOMBIE:
+                found.append(other.pid)
+    return tuple(found)
 
 
 def worker_pids(launcher: subprocess.Popen) -> list[int]:

@@ -5,6 +5,7 @@ The reference is one undisturbed run of ten steps on one process (scenario `tied
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -44,11 +45,14 @@ def die_and_resume(runs):
     def kill_rank_1(launcher, folder):
         wait_until(lambda: len(read_metrics(folder)) >= 5, launcher, "step 5")
         os.kill(worker_pids(launcher)[1], signal.SIGKILL)
+        killed_at.append(time.monotonic())
 
+    killed_at = []
     words = (*SMALL, *SCENARIOS["tied"], "checkpoint.every_steps=3")
     died = runs.train("rank_dies", *words, grid="TP2", while_running=kill_rank_1)
+    duration_s = time.monotonic() - killed_at[0]
     steps_before = [line["step"] for line in read_metrics(died.folder)]
-    return died, steps_before, runs.resume(died, "rank_died")
+    return died, duration_s, steps_before, runs.resume(died, "rank_died")
 
 
 def start_from(runs):
@@ -108,14 +112,15 @@ def test_on_another_grid_losses_are_the_same(name, flows, undisturbed):
 
 
 def test_a_rank_that_dies_ends_the_run_and_is_named(flows):
-    died, _, _ = flows["rank dies"].result()
+    died, duration_s, *_ = flows["rank dies"].result()
     assert died.code == 1, died.said
     assert "rank 1" in died.said and f"{died.folder}/logs/rank_1.log" in died.said, died.said
-    assert "Traceback" not in died.stdout, died.stdout
+    assert duration_s < 20, "ten seconds of grace and a little"
+    assert not died.survivors
 
 
 def test_steps_past_the_last_checkpoint_are_told_once(flows, undisturbed):
-    _, steps_before, resumed = flows["rank dies"].result()
+    *_, steps_before, resumed = flows["rank dies"].result()
     assert steps_before[-1] in (4, 5, 7, 8), f"the kill came at a save: {steps_before}"
     assert resumed.ok().column("step") == list(range(1, 11))
     losses = {"undisturbed": undisturbed.column("loss"), "died on TP2, resumed on 1": resumed.column("loss")}

@@ -90,6 +90,7 @@ def test_the_export_loads_in_stock_transformers_with_equal_logits(stock, tmp_pat
     assert state.keys() == again.state_dict().keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in again.state_dict().items())
     inputs = fixed_input(read_config(tmp_path / "back" / "config.json"))
+    del inputs["positions"]
     with torch.inference_mode():
         assert torch.equal(model(**inputs).logits, again(**inputs).logits)
 
@@ -98,7 +99,9 @@ def test_verify_runs_both_networks(stock, tmp_path):
     _, folder = stock
     to_megatron(folder, tmp_path / "root")
     report = verify(folder, tmp_path / "root")
-    assert report["bit_equal"] and report["logits_max_abs_diff"] == 0 and report["worst"] == []
+    assert report["bit_equal"] and report["worst"] == []
+    # transformers on one side, the Megatron network on the other: 4.2e-6 at most on 2026-11-22
+    assert 0 < report["logits_max_abs_diff"] < 1e-5
 
 
 def test_verify_sees_a_changed_weight_in_the_logits(stock, tmp_path):

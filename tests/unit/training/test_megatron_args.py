@@ -47,7 +47,7 @@ def test_any_other_megatron_argument_passes_through(parser, tmp_path):
 def test_unknown_megatron_arguments_are_refused_with_the_nearest_name(parser, tmp_path):
     config = get_recipe("demo")
     config.megatron = {"overlap_grad_reducee": True}
-    with pytest.raises(ConfigError, match="overlap_grad_reducee(.|\n)*nearest.*: overlap_grad_reduce"):
+    with pytest.raises(ConfigError, match=r"overlap_grad_reducee(.|\n)*nearest.*: overlap_grad_reduce"):
         arguments_of(parser, config, tmp_path)
 
 

@@ -63,6 +63,6 @@ def test_ranks_share_the_rows_of_a_step_and_a_resume_goes_on(step):
             per_rank = [
                 list(itertools.islice(rows_of_rank(Rows(), first, rank, size), 8 // size)) for rank in range(size)
             ]
-            assert sorted(sum(per_rank, [])) == list(range(first, first + 8))
+            assert sorted(itertools.chain(*per_rank)) == list(range(first, first + 8))
             first_step = sorted(row for rows in per_rank for row in rows[: 4 // size])
             assert first_step == list(range(first, first + 4))
