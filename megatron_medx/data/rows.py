@@ -40,8 +40,7 @@ def collate(
     Args:
         samples: at least one; their order is kept.
         image_token_id, merge_size: of the model.
-        pad_token_id: fills the tail.
-        align_tokens: the row is padded to a multiple of this.
+        pad_token_id, align_tokens: the row is padded with this token to a multiple of so many.
         pad_to_tokens: pad to exactly this many tokens instead (a multiple of align_tokens).
 
     Example: samples [5, 6, 7] (weights 0, 1, 1) and [8, 9] (weights 0, 1), align_tokens 4:

@@ -9,9 +9,15 @@ from collections.abc import Callable
 
 import torch
 
+NOTHING_TRAINED = "nothing trained"
+"""Key of the step counter on a rank whose parameters are all frozen (torch keeps keys that are no tensors)."""
+
 
 def with_initial_state(state_dict: Callable) -> Callable:
-    """`state_dict` reads the step, which torch creates only in the first step; loading asks for it before."""
+    """`state_dict` reads the step, which torch creates only in the first step, and for a trained parameter.
+
+    Loading asks for it before the first step; a pipeline stage may be frozen whole.
+    """
 
     def wrapped(self) -> dict:
         for group in self.optimizer.param_groups:
@@ -19,6 +25,8 @@ def with_initial_state(state_dict: Callable) -> Callable:
                 if not self.optimizer.state[parameter]:
                     moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                     self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+        if not self.optimizer.state:
+            self.optimizer.state[NOTHING_TRAINED] = {"step": torch.tensor(0.0)}
         return state_dict(self)
 
     return wrapped

@@ -93,8 +93,9 @@ class StepMonitor:
         self._shown_s = now_s
         done = line["step"] - self._first_step + 1
         left_s = (now_s - self._started_s) / done * (self._num_steps - line["step"])
+        norm = line["grad_norm"] or 0.0
         text = (
-            f"step {line['step']}/{self._num_steps}  loss {line['loss']:.4f}  grad norm {line['grad_norm'] or 0.0:.2f}  "
+            f"step {line['step']}/{self._num_steps}  loss {line['loss']:.4f}  grad norm {norm:.2f}  "
             f"lr {line['lr']:.2e}  {line['step_time_s']:.2f} s/step  "
             f"{line['tokens'] / line['step_time_s']:,.0f} tokens/s  {int(left_s // 60)}:{int(left_s % 60):02d} left"
         )
@@ -128,7 +129,7 @@ def draw_loss_curve(metrics: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     steps = [line["step"] for line in metrics]
-    panels = (("loss", "loss, nats a token", 3), ("grad_norm", "gradient norm", 1), ("lr", "learning rate", 1))
+    panels = (("loss", "loss (nats / token)", 3), ("grad_norm", "gradient norm", 1), ("lr", "learning rate", 1))
     figure, axes = plt.subplots(
         len(panels), 1, sharex=True, figsize=(8, 6.5), height_ratios=[height for *_, height in panels]
     )

@@ -111,7 +111,7 @@ class Runs:
         return self._threads.submit(flow, self, *args)
 
     def scenario(self, name: str, grid: str) -> Future:
-        """The run of a scenario on a grid: 5 steps (`tied` on 1 process: all 10, saved at 5 and 10); shared by tests."""
+        """The run of a scenario on a grid, shared by tests: 5 steps (`tied` on 1 process: 10, saved at 5 and 10)."""
         with self._lock:
             if (name, grid) not in self._scenarios:
                 stop = () if (name, grid) == ("tied", "1 process") else (STOP_AT_5,)

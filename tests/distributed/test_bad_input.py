@@ -12,11 +12,9 @@ from medx_runs import (
     SCENARIOS,
     SMALL,
     assert_clear_error,
-    assert_same_losses,
     stopped_at_5,
     tracker,
     wait_until,
-    worker_pids,
 )
 from small_data import conversation, write_samples
 
@@ -24,7 +22,10 @@ WRONG_CONFIGURATIONS = {
     "recipe": (["dmeo"], ["unknown recipe dmeo", "did you mean demo?"]),
     "key": (["demo", "paralel.tensor=2"], ["paralel.tensor", "did you mean parallel.tensor"]),
     "value": (["demo", "training.steps=many"], ["training.steps", "many"]),
-    "heads by tensor": (["demo", *SMALL, "parallel.tensor=3", "--nproc", "3"], ["model.num_heads 4", "parallel.tensor 3"]),
+    "heads by tensor": (
+        ["demo", *SMALL, "parallel.tensor=3", "--nproc", "3"],
+        ["model.num_heads 4", "parallel.tensor 3"],
+    ),
     "layers by pipeline": (
         ["demo", *SMALL, "parallel.tensor=1", "parallel.pipeline=3", "--nproc", "3"],
         ["model.num_layers 4", "parallel.pipeline 3"],
