@@ -30,7 +30,7 @@ class VisionConfig:
     num_position_embeddings: int = 2304
     """Learned positions, a square grid (48 x 48) that is interpolated to each image."""
     in_channels: int = 3
-    """Colour channels."""
+    """Color channels."""
 
     @property
     def patch_dim(self) -> int:

@@ -46,7 +46,7 @@ def dicom_size(path: Path) -> tuple[int, int]:
 def read_dicom(path: Path) -> Image.Image:
     """First frame as an 8-bit RGB picture.
 
-    Colour spaces (YBR, palette) become RGB. Of several frames the first is taken; whoever wants more writes one
+    Color spaces (YBR, palette) become RGB. Of several frames the first is taken; whoever wants more writes one
     file a frame. Pixel aspect ratio and overlays are left alone.
 
     Raises:
@@ -62,7 +62,7 @@ def read_dicom(path: Path) -> Image.Image:
     if header.PhotometricInterpretation == "PALETTE COLOR":
         return _palette(stored, header)
     if header.SamplesPerPixel == 3:
-        # colour has no window: the top 8 of the stored bits
+        # color has no window: the top 8 of the stored bits
         shift = max(int(header.BitsStored) - 8, 0)
         return Image.fromarray((stored >> shift).astype(np.uint8))
     return Image.fromarray(_to_8bit(_display(stored, header))).convert("RGB")
@@ -117,9 +117,9 @@ def _scale(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def _palette(stored: np.ndarray, header: pydicom.Dataset) -> Image.Image:
-    colours = apply_color_lut(stored, header)
-    bits = 8 * colours.dtype.itemsize
-    return Image.fromarray((colours >> (bits - 8)).astype(np.uint8))
+    colors = apply_color_lut(stored, header)
+    bits = 8 * colors.dtype.itemsize
+    return Image.fromarray((colors >> (bits - 8)).astype(np.uint8))
 
 
 def _to_8bit(shown: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from megatron_medx.data.dicom import dicom_size, is_dicom, percentile_window, re
 from megatron_medx.errors import DataError
 
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-"""PIL modes with more than 8 bits a channel; all are grey."""
+"""PIL modes with more than 8 bits a channel; all are gray."""
 
 EXIF_ORIENTATION = 0x0112
 """EXIF tag; the values 5 to 8 turn the picture by a quarter, which swaps width and height."""

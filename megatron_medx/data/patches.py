@@ -1,4 +1,4 @@
-"""Pictures as normalised patches, and the arithmetic that says how many without decoding one.
+"""Pictures as normalized patches, and the arithmetic that says how many without decoding one.
 
 The pixels are the stock Qwen image processor's work (its PIL form: same result on every machine, no torchvision),
 so training sees what the exported directory computes. The sizes are ours, tested against it.
@@ -69,7 +69,7 @@ class Patcher:
 
     @classmethod
     def from_directory(cls, folder: Path, min_pixels: int, max_pixels: int) -> "Patcher":
-        """Patcher with the directory's patch sizes and normalisation and the run's area limits (px).
+        """Patcher with the directory's patch sizes and normalization and the run's area limits (px).
 
         Raises:
             DataError: no image-processor settings there.
@@ -91,7 +91,7 @@ class Patcher:
 
     @property
     def patch_dim(self) -> int:
-        """Values in one patch: 3 colours x frames x height x width."""
+        """Values in one patch: 3 colors x frames x height x width."""
         return 3 * self.processor.temporal_patch_size * self.processor.patch_size**2
 
     def grid(self, width: int, height: int) -> tuple[int, int, int]:
@@ -107,7 +107,7 @@ class Patcher:
         return 1, tall // patch_size, wide // patch_size
 
     def patchify(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale (bicubic), normalise and cut a picture.
+        """Scale (bicubic), normalize and cut a picture.
 
         Returns:
             pixels_PC: (P, patch_dim) float32 in merge-block order: the four patches of one token stand together.
@@ -118,14 +118,14 @@ class Patcher:
         return torch.from_numpy(pixels), torch.from_numpy(features["image_grid_thw"][0].astype(np.int64))
 
     def unpatchify(self, pixels_PC: torch.Tensor, grid_3: torch.Tensor) -> Image.Image:
-        """Put normalised patches back into a picture (first frame of each pair), as the model sees it."""
+        """Put normalized patches back into a picture (first frame of each pair), as the model sees it."""
         settings = self.processor
         height, width = int(grid_3[1]), int(grid_3[2])
         merge, patch = settings.merge_size, settings.patch_size
         blocks = pixels_PC.reshape(
             height // merge, width // merge, merge, merge, 3, settings.temporal_patch_size, patch, patch
         )
-        # (block row, block column, row in block, column in block, colour, frame, y, x) -> (y, x, colour)
+        # (block row, block column, row in block, column in block, color, frame, y, x) -> (y, x, color)
         picture = blocks[:, :, :, :, :, 0].permute(0, 2, 5, 1, 3, 6, 4).reshape(height * patch, width * patch, 3)
         values = picture * torch.tensor(settings.image_std) + torch.tensor(settings.image_mean)
         return Image.fromarray((values * 255).round().clamp(0, 255).to(torch.uint8).numpy())

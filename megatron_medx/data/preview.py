@@ -65,9 +65,7 @@ def draw_preview(dataset: RowDataset, path: Path, num_samples: int = 12) -> None
     figure.text(
         0.15 / width, 1 - 0.38 / height, "What the model sees", fontsize=17, weight="bold", color=INK, va="center"
     )
-    note = (
-        f"first {len(cards)} samples in training order  ·  pictures rebuilt from patches  ·  coloured text is learned"
-    )
+    note = f"first {len(cards)} samples in training order  ·  pictures rebuilt from patches  ·  colored text is learned"
     figure.text(0.15 / width, 1 - 0.68 / height, note, fontsize=10, color=QUIET, va="center")
     for index, card in enumerate(cards):
         row, column = divmod(index, NUM_COLUMNS)
@@ -147,7 +145,7 @@ def _draw_card(figure: Figure, card: _Card, left: float, bottom: float, width: f
 
 
 def _draw_words(axes: matplotlib.axes.Axes, words: list[tuple[str, bool]], top: float) -> None:
-    """Write runs of text in a fixed-width face, learned ones in colour, line by line; the rest is left out."""
+    """Write runs of text in a fixed-width face, learned ones in color, line by line; the rest is left out."""
     line = column = 0
     num_lines = int((top - 0.1) / LINE_HEIGHT_IN)
     for text, learned in words:

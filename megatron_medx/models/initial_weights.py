@@ -40,7 +40,7 @@ def set_initial_weights(stage: Qwen3VLModel, seed: int) -> None:
             shard.data.copy_(initial_slice(shard, seed, stage.sizes))
         if shards:
             unfilled.pop(id(entry.data), None)
-    assert not unfilled, f"parameters without a checkpoint entry were not initialised: {sorted(unfilled.values())}"
+    assert not unfilled, f"parameters without a checkpoint entry were not initialized: {sorted(unfilled.values())}"
 
 
 def initial_slice(shard: ShardedTensor, seed: int, model: ModelConfig) -> Tensor:

@@ -27,7 +27,7 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (..., hidden_size); same shape and dtype."""
+        """Normalize `x` (..., hidden_size); same shape and dtype."""
         return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -42,7 +42,7 @@ class LayerNorm(torch.nn.Module):
         self.weight.sequence_parallel = self.bias.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (..., hidden_size); same shape and dtype."""
+        """Normalize `x` (..., hidden_size); same shape and dtype."""
         return layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -87,7 +87,7 @@ class PackedAttention(MegatronModule):
         """
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
-            # torch's CPU flash kernel takes equal head counts only; its grouped path materialises all scores.
+            # torch's CPU flash kernel takes equal head counts only; its grouped path materializes all scores.
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
         segments = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)

@@ -1,4 +1,4 @@
-"""Mergers: 2x2 neighbouring patches of the tower become one token of the decoder.
+"""Mergers: 2x2 neighboring patches of the tower become one token of the decoder.
 
 One merger follows the tower's last layer; DeepStack adds one after each tapped layer. Both use the exact GELU
 (the tower's MLPs use the tanh approximation); mixing the two up costs 4e-4 on the logits of a tiny model.
@@ -16,7 +16,7 @@ class PatchMerger(torch.nn.Module):
     """LayerNorm, then a two-layer MLP over the joined features of one merge block.
 
     Args:
-        norm_after_join: True normalises the joined block (DeepStack), False each patch alone (final merger).
+        norm_after_join: True normalizes the joined block (DeepStack), False each patch alone (final merger).
     """
 
     def __init__(self, model: ModelConfig, dtype: torch.dtype, norm_after_join: bool):

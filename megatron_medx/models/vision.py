@@ -1,7 +1,8 @@
 """The vision tower: a native-resolution transformer over the patches of all images of a row.
 
 Patches of all images are one packed sequence; attention stays within an image. The tower is replicated on every
-tensor-parallel rank (its modules are built on groups of one rank), see DESIGN.md.
+tensor-parallel rank (its modules are built on groups of one rank): it is small and its work uneven, so slicing its
+matrices would cost more than it saves.
 """
 
 import torch
@@ -47,7 +48,7 @@ class VisionTower(MegatronModule):
         """Encode every image on its own.
 
         Args:
-            pixels_PC: (P, C) normalised patches, merge block by merge block, images one after the other; P > 0.
+            pixels_PC: (P, C) normalized patches, merge block by merge block, images one after the other; P > 0.
             grids_I3: (I, 3) int64 frames, height, width of each image in patches; their products sum to P.
 
         Returns:

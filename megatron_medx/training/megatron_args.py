@@ -57,7 +57,7 @@ def _network(config: RunConfig) -> dict[str, Any]:
         "untie_embeddings_and_output_weights": not model.tie_embeddings,
         "seq_length": config.data.seq_len_tokens,
         "max_position_embeddings": config.data.seq_len_tokens,
-        "tokenizer_type": "NullTokenizer",  # rows come tokenised; Megatron only wants a vocabulary size for its log
+        "tokenizer_type": "NullTokenizer",  # rows come tokenized; Megatron only wants a vocabulary size for its log
         "vocab_size": model.vocab_size - 1,  # NullTokenizer adds an end-of-document token
         "make_vocab_size_divisible_by": 1,
     }

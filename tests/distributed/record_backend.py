@@ -1,6 +1,6 @@
 """Train as one rank with every patch of the CPU backend counting its calls; run by test_backend_patches.py.
 
-    python record_backend.py RUN_FOLDER OUT.json [--resume]
+python record_backend.py RUN_FOLDER OUT.json [--resume]
 """
 
 import dataclasses

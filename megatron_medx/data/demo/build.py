@@ -47,7 +47,7 @@ SOURCES = (
         "chat_templates/qwen3_vl.jinja, Qwen3-VL's own chat template, byte for byte",
     ),
 )
-"""Distribution, its licence, what is taken from it."""
+"""Distribution, its license, what is taken from it."""
 
 
 def build_demo(out: Path) -> dict[str, int]:
@@ -91,7 +91,7 @@ def _write_lines(path: Path, records: list[dict]) -> None:
 
 
 def _attribution(hpo_version: str) -> str:
-    rows = "\n".join(f"| {name} {version(name)} | {licence} | {taken} |" for name, licence, taken in SOURCES)
+    rows = "\n".join(f"| {name} {version(name)} | {license} | {taken} |" for name, license, taken in SOURCES)
     pictures = "\n".join(
         f"| {picture.path} | {picture.modality} | {picture.package}: {picture.file} | {_treatment(picture)} |"
         for picture in PICTURES
@@ -101,7 +101,7 @@ def _attribution(hpo_version: str) -> str:
 Made on this machine from installed pip packages. Nothing of it is part of the repository.
 For showing that the program works; not for diagnosis, not for training a model anyone relies on.
 
-| package | licence of the package | taken |
+| package | license of the package | taken |
 |---|---|---|
 {rows}
 

