@@ -8,7 +8,6 @@ import datetime
 import errno
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -51,7 +50,6 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
     # Imports wait until output is redirected and the CPU backend has set its environment.
     from megatron_medx.parallel.cpu import cpu_backend_needed, enable_cpu_backend
 
-    warnings.simplefilter("ignore")
     rank = int(os.environ["RANK"])
     is_reporter = rank == config.parallel.world_size - 1
     if cpu_backend_needed():
