@@ -3,7 +3,10 @@
 torch is not imported here. Each rank is a process of `worker.py`.
 """
 
+import contextlib
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +17,9 @@ from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import ParallelismError
 from megatron_medx.terminal import complain, say
 from megatron_medx.training.run_folder import LOGS, prepare_folder
+
+PORTS = range(20_000, 32_768)
+"""Below those that Linux gives to outgoing connections: ranks need seconds to come and listen on the chosen one."""
 
 GRACE_S = 10.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
@@ -36,19 +42,22 @@ def launch(config: RunConfig, resume: bool = False) -> int:
         return _launch_slurm_task(config, resume)
     folder = prepare_folder(config, resume, sys.argv)
     _announce(folder, resume)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no rank outlives its launcher
     address, port = "127.0.0.1", free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "megatron_medx.training.worker", str(folder), *(["--resume"] if resume else [])],
             env={**os.environ, **rank_environment(rank, rank, config.parallel.world_size, address, port)},
+            process_group=0,
         )
         for rank in range(config.parallel.world_size)
     ]
     try:
         return wait_for_ranks(processes, folder)
     finally:
-        for process in processes:
-            process.kill()
+        for process in processes:  # with what it started: Megatron's helper for saving outlives a rank that was killed
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _launch_slurm_task(config: RunConfig, resume: bool) -> int:
@@ -88,18 +97,20 @@ def rank_environment(rank: int, local_rank: int, world_size: int, address: str, 
 
 
 def free_port() -> int:
-    """MASTER_PORT where it is set and free, else any free port of this machine."""
-    wanted = os.environ.get("MASTER_PORT", "0")
-    with socket.socket() as probe:
+    """MASTER_PORT where it is set and free, else any free one of PORTS."""
+    wanted = os.environ.get("MASTER_PORT")
+    for port in [wanted] if wanted else random.sample(PORTS, 20):
         try:
-            probe.bind(("127.0.0.1", int(wanted)))
-        except (OSError, ValueError) as error:
-            raise ParallelismError(
-                f"MASTER_PORT={wanted} cannot be used: {error}",
-                "a free port on which the ranks meet",
-                "unset MASTER_PORT (a free one is chosen), or set another",
-            ) from error
-        return probe.getsockname()[1]
+            with socket.socket() as probe:
+                probe.bind(("", int(port)))
+            return int(port)
+        except (OSError, ValueError, OverflowError) as error:
+            reason = error
+    raise ParallelismError(
+        f"MASTER_PORT={port} cannot be used: {reason}",
+        "a free port on which the ranks meet",
+        "unset MASTER_PORT (a free one is chosen), or set another",
+    ) from reason
 
 
 def wait_for_ranks(processes: list[subprocess.Popen], folder: Path) -> int:
@@ -117,9 +128,15 @@ def wait_for_ranks(processes: list[subprocess.Popen], folder: Path) -> int:
         return 0
     if 2 in codes:
         return 2
-    rank = failed[0]
-    log = folder / LOGS / f"rank_{rank}.log"
+    logs = {rank: folder / LOGS / f"rank_{rank}.log" for rank in failed}
+    # A rank that lost its peer fails as well: to blame is one that was killed, else one that says something else.
+    rank = min(failed, key=lambda rank: (codes[rank] > 0, _lost_its_peer(logs[rank]), rank))
+    log = logs[rank]
     complain(f"rank {rank} ended with code {codes[rank]}; the end of {log}:")
     for line in log.read_text(errors="replace").splitlines()[-15:] if log.exists() else ():
         complain(f"    {line}")
     return 1
+
+
+def _lost_its_peer(log: Path) -> bool:
+    return log.exists() and "by peer" in log.read_text(errors="replace")[-2000:]

@@ -7,14 +7,16 @@ Megatron, torch and the libraries print goes to `logs/rank_<n>.log` in the run f
 import datetime
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 from megatron_medx.config.files import read_run_yaml
+from megatron_medx.config.memory import checkpoint_bytes
 from megatron_medx.config.run import RunConfig
-from megatron_medx.errors import CheckpointError, MedxError
+from megatron_medx.errors import CheckpointError, MedxError, ParallelismError
 from megatron_medx.training.run_folder import ERROR_FILE, LOGS, RUN_FILE
 
 USER_ERROR = 2
@@ -34,13 +36,11 @@ def run_rank(config: RunConfig, folder: Path, resume: bool) -> int:
     screen = redirect_output(folder / LOGS / f"rank_{rank}.log")
     try:
         train(config, folder, resume, screen)
-    except MedxError as error:
-        report_once(folder, str(error), screen)
-        return USER_ERROR
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        mendable = error if isinstance(error, MedxError) else as_user_error(error, config, folder)
+        if mendable is None:
             raise
-        report_once(folder, str(disk_full(folder)), screen)
+        report_once(folder, str(mendable), screen)
         return USER_ERROR
     return 0
 
@@ -80,6 +80,9 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
             make_forward_step(config),
             model_provider=make_model_provider(config, use_transformer_engine),
         )
+    except SystemExit as end:  # how Megatron ends early, saved and well: exit_interval, exit_duration_in_mins
+        if end.code:
+            raise
     finally:
         monitor.close()
     if is_reporter and (metrics := read_metrics(folder / "metrics.jsonl")):
@@ -127,16 +130,31 @@ def report_once(folder: Path, message: str, screen: TextIO) -> None:
             file.write(message + "\n")
     except FileExistsError:
         return
+    except OSError:  # the disk is full: better said by every rank than by none
+        pass
     _say(screen, f"\n{message}")
 
 
-def disk_full(folder: Path) -> CheckpointError:
-    """The error for a disk that filled up while a checkpoint was written."""
-    return CheckpointError(
-        f"no space left on the disk of {folder} while writing",
-        "room for one more checkpoint; the last complete one is intact and is the one that resuming uses",
-        f"free space, then: medx train {folder}/run.yaml --resume",
-    )
+def as_user_error(error: BaseException, config: RunConfig, folder: Path) -> MedxError | None:
+    """What of the libraries' errors a user can mend: a full disk, a port that is taken; None for all others.
+
+    A full disk has an error number, or is a failed save without room for another (torch drops the number).
+    """
+    failed_save = type(error).__name__ == "CheckpointException"
+    no_room = failed_save and shutil.disk_usage(folder).free < checkpoint_bytes(config)
+    if no_room or getattr(error, "errno", None) == errno.ENOSPC:
+        return CheckpointError(
+            f"no space left on the disk of {folder} while writing",
+            "room for one more checkpoint; the last complete one is intact and is the one that resuming uses",
+            f"free space, then: medx train {folder}/run.yaml --resume",
+        )
+    if "EADDRINUSE" in str(error):
+        return ParallelismError(
+            f"port {os.environ['MASTER_PORT']} was taken by another process before rank 0 listened on it",
+            "a free port on which the ranks meet",
+            "start again, or set MASTER_PORT to a port that is kept free",
+        )
+    return None
 
 
 def _say(screen: TextIO, line: str) -> None:

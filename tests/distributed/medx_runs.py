@@ -166,7 +166,8 @@ class Runs:
         """The command itself, started in a folder where it finds nothing."""
         assert not self._closed, "the session is over"
         command = [sys.executable, "-m", "megatron_medx.cli", *words]
-        env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
+        # threads of runs side by side must not spin while they wait
+        env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_WAIT_POLICY": "passive", **(environment or {})}
         for name in ("OMP_NUM_THREADS", *(() if environment else ("MASTER_PORT",))):
             env.pop(name, None)
         start, empty = time.monotonic(), self.folder / "elsewhere"
@@ -179,7 +180,7 @@ class Runs:
                 if while_running:
                     while_running(process, folder)
                 code, duration_s = process.wait(timeout=240), time.monotonic() - start
-                survivors = session_pids(process)
+                survivors = lasting_pids(process)
             finally:
                 end_session(process)
                 self._alive.discard(process)
@@ -213,8 +214,9 @@ class Runs:
 
 def end_session(process: subprocess.Popen) -> None:
     """Kill a launcher that we started, with all its ranks and their helpers."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for pid in (process.pid, *session_pids(process)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
@@ -226,6 +228,14 @@ def session_pids(process: subprocess.Popen) -> tuple[int, ...]:
             if os.getsid(other.pid) == process.pid and other.status() != psutil.STATUS_ZOMBIE:
                 found.append(other.pid)
     return tuple(found)
+
+
+def lasting_pids(process: subprocess.Popen, patience_s: float = 5.0) -> tuple[int, ...]:
+    """What is left of a session when those that are ending have had their time."""
+    deadline = time.monotonic() + patience_s
+    while (pids := session_pids(process)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return pids
 
 
 def worker_pids(launcher: subprocess.Popen) -> list[int]:

@@ -14,6 +14,7 @@ from megatron_medx.training.launch import free_port, rank_environment
 from megatron_medx.training.run_folder import prepare_folder
 
 SCRIPT = Path(__file__).with_name("record_backend.py")
+REPOSITORY = SCRIPT.parents[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the backend is off where a GPU is")
@@ -38,7 +39,7 @@ def record(folder: Path, out: Path, *options: str) -> set[str]:
     ranks = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder), str(outs[rank]), *options],
-            env=os.environ | rank_environment(rank, rank, 2, "127.0.0.1", port),
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | rank_environment(rank, rank, 2, "127.0.0.1", port),
             stderr=subprocess.PIPE,
             text=True,
         )

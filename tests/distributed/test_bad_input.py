@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 
@@ -12,6 +11,7 @@ from medx_runs import (
     SCENARIOS,
     SMALL,
     assert_clear_error,
+    end_session,
     stopped_at_5,
     tracker,
     wait_until,
@@ -130,7 +130,7 @@ def killed_while_saving(runs):
 
     def kill_all(launcher, folder):
         wait_until((folder / "checkpoints" / "iter_0000010").exists, launcher, "the save", interval_s=0.001)
-        os.killpg(launcher.pid, signal.SIGKILL)
+        end_session(launcher)
 
     killed = runs.resume(source, "killed_while_saving", while_running=kill_all)
     state = tracker(killed.folder), (killed.checkpoints / "iter_0000010" / "metadata.json").exists()

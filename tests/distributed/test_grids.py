@@ -1,7 +1,10 @@
 """A run from scratch is the same run on every grid.
 
-Tolerance: 1e-5 on the first five losses. Worst differences seen (2026-11, gloo, fp32): see WORST.
+Tolerance: 1e-5 on the first five losses; worst seen 9.5e-7, one unit in the last place (2026-11, gloo, fp32).
+Gradient norms differ by up to 3e-5 of themselves: a float32 norm on a CPU is that inexact, and grids cut tensors apart.
 """
+
+import warnings
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-4, 1e-4
 
 PLAN = {
     "tied": tuple(GRIDS),
-    "untied, packed, own rates": ("1 process", "PP2", "TP2 x PP2"),
+    "untied, packed, own rates": ("1 process", "TP2 x PP2"),
     "merger alone": ("1 process", "PP2", "TP2"),
 }
 """Scenario -> the grids that must agree."""
@@ -85,5 +88,7 @@ def first_moments(run):
     folder, prefix = run.checkpoints / "iter_0000005", "optimizer.state.exp_avg."
     index = FileSystemReader(folder).read_metadata().state_dict_metadata
     moments = {key: torch.empty(entry.size) for key, entry in index.items() if key.startswith(prefix)}
-    torch.distributed.checkpoint.load(moments, checkpoint_id=folder, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        torch.distributed.checkpoint.load(moments, checkpoint_id=folder, no_dist=True)
     return {key.removeprefix(prefix): tensor for key, tensor in moments.items()}
