@@ -17,3 +17,10 @@ def runs(tmp_path_factory, data):
     queue = Runs(tmp_path_factory.mktemp("runs"), data)
     yield queue
     queue.close()
+
+
+def pytest_collection_modifyitems(items):
+    """A test that shares a run waits for it in the queue: on a busy machine longer than the suite's limit of 300 s."""
+    for item in items:
+        if "distributed" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(900))

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from megatron_medx.checkpoint.torch_dist import TorchDistFolder
 
 TOLERANCE = 1e-5
-NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-4, 1e-4
+NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-5, 1e-4
 
 PLAN = {
     "tied": tuple(GRIDS),
