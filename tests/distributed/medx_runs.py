@@ -179,7 +179,7 @@ class Runs:
             try:
                 if while_running:
                     while_running(process, folder)
-                code, duration_s = process.wait(timeout=240), time.monotonic() - start
+                code, duration_s = process.wait(timeout=480), time.monotonic() - start
                 survivors = lasting_pids(process)
             finally:
                 end_session(process)

@@ -32,7 +32,7 @@ def changed(*overrides: str, recipe: str = "demo") -> RunConfig:
         (["parallel.pipeline=3", "parallel.world_size=6"], "model.num_layers 4, parallel.pipeline 3"),
         (["parallel.world_size=3"], r"parallel.tensor 2 x parallel.pipeline 1 x parallel.context 1 = 2"),
         (["parallel.pipeline=2"], "start 4 ranks with --nproc 4"),
-        (["parallel.world_size=6"], "training.global_batch_rows 8, data-parallel replicas 3"),
+        (["parallel.world_size=6"], "training.global_batch_rows 2, data-parallel replicas 3"),
         (["parallel.pipeline=4", "parallel.world_size=8"], "1 decoder layers on the first pipeline stage"),
         (["parallel.expert=2"], "parallel.expert 2 on a dense model"),
         (["parallel.context=2"], "this version has not context parallelism yet"),
