@@ -58,23 +58,15 @@ def main(checkpoint: str, inputs: str, out: str) -> None:
 def _load(checkpoint: MegatronCheckpoint) -> torch.nn.Module:
     """The whole network in fp32 on one rank, filled by `megatron.core.dist_checkpointing`."""
     from megatron.core import dist_checkpointing
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_medx.models.megatron_config import decoder_architecture
+    from megatron_medx.models.megatron_config import decoder_config
     from megatron_medx.models.qwen3_vl import Qwen3VLModel
     from megatron_medx.models.specs import layer_specs
     from megatron_medx.parallel.groups import solo_groups, start_alone
 
-    config = TransformerConfig(
-        **decoder_architecture(checkpoint.model),
-        use_cpu_initialization=True,
-        perform_initialization=False,
-        gradient_accumulation_fusion=False,
-        persist_layer_norm=False,
-        hetereogenous_dist_checkpoint=True,
-    )
     # The plain layers, also where Transformer Engine is: this is a comparison in fp32, not a matter of speed.
-    network = Qwen3VLModel(checkpoint.model, config, layer_specs(False), start_alone(), solo_groups()).eval()
+    config, groups = decoder_config(checkpoint.model), start_alone()
+    network = Qwen3VLModel(checkpoint.model, config, layer_specs(False), groups, solo_groups()).eval()
     state = dist_checkpointing.load({"model": network.sharded_state_dict()}, str(checkpoint.folder))
     network.load_state_dict(state["model"])
     return network.to(torch.cuda.current_device())

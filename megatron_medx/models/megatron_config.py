@@ -38,6 +38,24 @@ def decoder_architecture(model: ModelConfig) -> dict[str, Any]:
     }
 
 
+def decoder_config(model: ModelConfig, **settings: Any) -> TransformerConfig:
+    """The decoder's configuration outside a training run (training derives its own from Megatron's arguments).
+
+    Args:
+        model: sizes.
+        settings: other fields of TransformerConfig; they win.
+    """
+    defaults = {
+        "use_cpu_initialization": True,
+        "perform_initialization": False,  # weights come from a checkpoint or from initial_weights.py
+        "gradient_accumulation_fusion": False,
+        "persist_layer_norm": False,
+        "apply_rope_fusion": False,
+        "hetereogenous_dist_checkpoint": True,  # layers are numbered in checkpoint names
+    }
+    return TransformerConfig(**decoder_architecture(model) | defaults | settings)
+
+
 def tower_config(model: ModelConfig, decoder: TransformerConfig) -> TransformerConfig:
     """Configuration of the vision tower beside a decoder's: one stage, not sliced, same precision.
 

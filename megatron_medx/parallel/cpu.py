@@ -50,6 +50,10 @@ def _zero(*args, **kwargs) -> int:
     return 0
 
 
+def _same_module(module: torch.nn.Module, device=None) -> torch.nn.Module:
+    return module
+
+
 def _properties(*args) -> types.SimpleNamespace:
     return types.SimpleNamespace(major=9)  # Hopper, the generation that the checks are met for
 
@@ -111,6 +115,7 @@ PATCHES = (
     Patch("torch.cuda", "current_stream", lambda *args: _Stream(), "side streams wait for it"),
     Patch("torch.cuda", "manual_seed", torch.manual_seed, "the per-rank RNG tracker seeds the device generator"),
     Patch("torch.cuda", "get_rng_state", _get_rng_state, "RNG states are saved in checkpoints"),
+    Patch("torch.nn:Module", "cuda", _same_module, "stages are moved to the GPU after they are built"),
     Patch("megatron.core.tensor_parallel.random", "_get_cuda_rng_state", _get_rng_state, "RNG tracker's fork"),
     Patch("megatron.core.tensor_parallel.random", "_set_cuda_rng_state", _set_rng_state, "RNG tracker's fork"),
     Patch("megatron.core.datasets.utils", "compile_helpers", _no_op, "runs make inside the installed wheel"),
@@ -192,7 +197,6 @@ def enable_cpu_backend(announce: Callable[[str], None] | None = None) -> bool:
         for patch, owner in zip(PATCHES, owners, strict=True):
             old = getattr(owner, patch.name)  # a name that is gone must fail here, not be created
             setattr(owner, patch.name, patch.replacement(old) if patch.wraps else patch.replacement)
-        torch.nn.Module.cuda = lambda module, device=None: module
         _active = CudaAsCpu()
         _active.__enter__()
     if announce:

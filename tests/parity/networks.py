@@ -4,12 +4,11 @@ import torch
 import transformers
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import nested_values
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_medx.checkpoint.hf_config import config_json
 from megatron_medx.checkpoint.rules import bindings
 from megatron_medx.config.model import ModelConfig, VisionConfig
-from megatron_medx.models.megatron_config import decoder_architecture
+from megatron_medx.models.megatron_config import decoder_config
 from megatron_medx.models.qwen3_vl import Qwen3VLModel
 from megatron_medx.models.specs import layer_specs
 from megatron_medx.parallel.groups import solo_groups
@@ -57,10 +56,7 @@ def stock_model(model: ModelConfig) -> transformers.Qwen3VLForConditionalGenerat
 
 def megatron_model(model: ModelConfig, groups, stock=None, **config) -> Qwen3VLModel:
     """Our model on one rank, with the stock model's weights if one is given."""
-    settings = {"use_cpu_initialization": True, "perform_initialization": False, "hetereogenous_dist_checkpoint": True}
-    settings |= {"gradient_accumulation_fusion": False, "persist_layer_norm": False}
-    transformer = TransformerConfig(**decoder_architecture(model), **settings, **config)
-    ours = Qwen3VLModel(model, transformer, layer_specs(False), groups, solo_groups())
+    ours = Qwen3VLModel(model, decoder_config(model, **config), layer_specs(False), groups, solo_groups())
     if stock is not None:
         weights = in_megatron_names(model, dict(stock.named_parameters()))
         with torch.no_grad():
