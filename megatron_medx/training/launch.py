@@ -71,9 +71,16 @@ def _launch_slurm_task(config: RunConfig, resume: bool) -> int:
             "one task per rank",
             f"add parallel.world_size={size}, or change --ntasks of the allocation",
         )
+    if "MASTER_ADDR" not in os.environ:
+        raise ParallelismError(
+            "a Slurm task without MASTER_ADDR",
+            "the host on which the ranks meet, the same for every task",
+            "start with sbatch slurm/pretrain.sh RECIPE, or export MASTER_ADDR before srun",
+        )
+    config.run.folder = str(config.run_folder)  # one name for all tasks, which cannot agree on a free number
     folder = config.run_folder
     if rank == 0:
-        prepare_folder(config, resume, sys.argv, folder)
+        prepare_folder(config, resume, sys.argv)
         _announce(folder, resume)
     local_rank = int(os.environ["SLURM_LOCALID"])
     port = int(os.environ.get("MASTER_PORT", 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))

@@ -25,7 +25,7 @@ ORDER_FIELDS = ("path", "packing", "seq_len_tokens", "min_pixels", "max_pixels")
 """Fields of the data section that decide which samples form row j of the run."""
 
 
-def prepare_folder(config: RunConfig, resume: bool, command: list[str], folder: Path | None = None) -> Path:
+def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
     """Choose and fill the run folder; `config.run.folder` is set to it.
 
     Nothing that was saved is overwritten: a new run never enters a folder that holds one.
@@ -34,14 +34,13 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str], folder: 
         config: the run.
         resume: the folder holds a run that goes on.
         command: what was typed, for the record.
-        folder: use this one instead of choosing.
 
     Raises:
         ConfigError: a new run would enter an old one's folder, or a resume changes the order of data.
         CheckpointError: there is nothing to resume or to start from, or it is another network's.
         DataError: the processor directory is not whole.
     """
-    folder = folder or (resumed_folder(config) if resume else new_folder(config))
+    folder = resumed_folder(config) if resume else new_folder(config)
     checkpoints = folder / CHECKPOINTS
     if resume:
         check_resume(config, checkpoints)

@@ -99,3 +99,24 @@ def test_srun_must_start_one_task_a_rank(tiny_run, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ | {"SLURM_PROCID": "0", "SLURM_NTASKS": "3"})
     with pytest.raises(ParallelismError, match="srun started 3 tasks, the run is for 1 ranks"):
         launch(tiny_run)
+
+
+@pytest.fixture
+def first_task(monkeypatch):
+    """This process as task 0 of 1 that srun started; training itself is left out."""
+    slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
+    monkeypatch.setattr(os, "environ", os.environ | slurm)
+    monkeypatch.setattr("megatron_medx.training.worker.run_rank", lambda config, folder, resume: 0)
+
+
+def test_a_slurm_task_does_not_enter_a_folder_that_holds_a_run_either(tiny_run, finished, first_task):
+    os.environ["MASTER_ADDR"] = "localhost"
+    with pytest.raises(ConfigError, match="already holds a run"):
+        launch(tiny_run)
+    assert launch(tiny_run, resume=True) == 0
+
+
+def test_a_slurm_task_needs_a_meeting_place(tiny_run, first_task):
+    os.environ.pop("MASTER_ADDR", None)
+    with pytest.raises(ParallelismError, match="without MASTER_ADDR"):
+        launch(tiny_run)
