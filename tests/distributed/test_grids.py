@@ -2,6 +2,7 @@
 
 Tolerance: 1e-5 on the first five losses; worst seen 9.5e-7, one unit in the last place (2026-11-22, gloo, fp32).
 Gradient norms, summed in float64 by the CPU backend: worst seen 3.4e-6 of themselves (mergers alone on TP2).
+Adam's first moments, tensor by tensor: worst seen 5.2e-6 of a tensor's norm.
 """
 
 import warnings
@@ -14,7 +15,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from megatron_medx.checkpoint.torch_dist import TorchDistFolder
 
 TOLERANCE = 1e-5
-NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-5, 1e-4
+NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-5, 2e-5
 
 PLAN = {
     "tied": tuple(GRIDS),
@@ -72,9 +73,9 @@ def test_adams_first_moments_are_equal(grid, started):
     """Adam forgives a gradient that is wrong by a factor: losses alone would not show it."""
     reference, moments = (first_moments(started["tied", name].result().ok()) for name in ("1 process", grid))
     assert moments.keys() == reference.keys() and len(moments) > 60
-    for key, expected in reference.items():
-        difference = (moments[key] - expected).norm() / expected.norm()
-        assert difference < MOMENT_TOLERANCE, f"{key}: {difference:.1e}"
+    relative = {key: ((moments[key] - value).norm() / value.norm()).item() for key, value in reference.items()}
+    worst = max(relative, key=relative.get)
+    assert relative[worst] < MOMENT_TOLERANCE, f"{worst}: {relative[worst]:.1e}"
 
 
 def weights(run):
