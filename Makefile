@@ -2,6 +2,7 @@
 # make test   style and the whole suite (environment included)
 # make env    the environment alone, in .venv; `. .venv/bin/activate` enters it
 # make check  style alone; make test-fast  what needs neither parity with transformers nor training runs
+# make test-dist  runs over gloo: every axis of the grid, resuming, bad input
 # make clean  remove caches; make clean-all  also .venv and runs/
 
 VENV := .venv
@@ -22,17 +23,20 @@ QUIET := -qq
 PYTEST := $(BIN)/python -m pytest
 FAST := tests --ignore=tests/parity --ignore=tests/distributed -n 2 --dist loadfile
 
-.PHONY: demo test test-fast check env clean clean-all
+.PHONY: demo test test-fast test-dist check env clean clean-all
 
 demo: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
 
 test: check test-fast
 	$(PYTEST) tests/parity
-	$(PYTEST) tests/distributed
+	$(MAKE) test-dist
 
 test-fast: env
 	$(PYTEST) $(FAST)
+
+test-dist: env
+	$(PYTEST) tests/distributed
 
 check: env
 	$(BIN)/ruff check .
@@ -54,7 +58,7 @@ $(STAMP): setup.py constraints.txt Makefile
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache
-	find megatron_medx tests tools examples -name __pycache__ -prune -exec rm -rf {} +
+	find megatron_medx tests tools examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean
 	rm -rf $(VENV) runs data/demo

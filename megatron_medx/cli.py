@@ -50,7 +50,7 @@ def _train(args: argparse.Namespace) -> int:
     config = apply_overrides(_configuration(args.config), overrides)
     check(config)
     if not args.dry_run:
-        check_files(config)
+        check_files(config, args.resume)
     if os.environ.get("SLURM_PROCID", "0") == "0":  # under srun every task comes here; one speaks
         for line in describe(config):
             say(line)

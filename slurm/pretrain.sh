@@ -2,7 +2,8 @@
 # Train a recipe on a Slurm cluster, one task a GPU. From the checkout, after `make env`:
 #
 #     medx train pretrain_8b --dry-run                                   # describes the run, on the login node
-#     sbatch slurm/pretrain.sh pretrain_8b data.path=/data/mixture       # 8 nodes of 8 GPUs
+#     sbatch slurm/pretrain.sh align_8b data.path=/data/captions         # 8 nodes of 8 GPUs
+#     sbatch slurm/pretrain.sh pretrain_8b data.path=/data/mixture       # then this, from runs/align_8b
 #     sbatch --nodes=4 slurm/pretrain.sh pretrain_4b run.folder=runs/a   # options of sbatch come before the script
 #     sbatch slurm/pretrain.sh pretrain_8b --resume                      # goes on from the last checkpoint
 #

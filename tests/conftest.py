@@ -49,5 +49,5 @@ def tiny_run(demo, tmp_path) -> RunConfig:
     config.data.packing = False
     config.parallel.world_size = config.parallel.tensor = 1
     config.training.global_batch_rows = 1
-    config.optimizer.warmup_steps = 0
+    config.optimizer.warmup_tokens = 0
     return config

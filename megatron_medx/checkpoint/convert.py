@@ -13,19 +13,15 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint.hf_config import CONFIG_FILE
 from megatron_medx.checkpoint.hf_directory import HfDirectory, write_companions, write_weights
-from megatron_medx.checkpoint.megatron_directory import (
-    TRACKER_FILE,
-    MegatronCheckpoint,
-    is_megatron_checkpoint,
-    write_root,
-)
+from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint, write_root
 from megatron_medx.checkpoint.output_folder import new_folder
 from megatron_medx.checkpoint.progress import Advance, byte_progress
 from megatron_medx.checkpoint.rules import Binding, bindings, check_total, hf_shapes, megatron_shapes
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.config.checkpoint_folders import CONFIG_FILE, TRACKER_FILE, is_megatron_checkpoint
 from megatron_medx.config.files import collect_provenance
+from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.processor import generation_token_ids
 from megatron_medx.errors import CheckpointError
 
@@ -54,7 +50,7 @@ def to_hf(
     """Write a Megatron checkpoint as a Hugging Face directory.
 
     Args:
-        ckpt: checkpoint root (its latest checkpoint is taken) or one of its iter_ folders.
+        ckpt: checkpoint root or run folder (its latest checkpoint is taken), or one of its iter_ folders.
         out: directory to create.
         overwrite: True replaces an existing directory.
         shard_size_bytes: largest data size of one safetensors file.
@@ -84,7 +80,7 @@ def to_megatron(hf: str | Path, out: str | Path, *, overwrite: bool = False) -> 
     """Write a Hugging Face directory as a Megatron release checkpoint, loadable on any grid.
 
     Args:
-        hf: directory of a dense Qwen3-VL model.
+        hf: directory of a Qwen3-VL model, dense or mixture of experts.
         out: checkpoint root to create.
         overwrite: True replaces an existing root.
     Raises:
@@ -106,8 +102,13 @@ def to_megatron(hf: str | Path, out: str | Path, *, overwrite: bool = False) -> 
             specs,
             _megatron_tensors(source, bound, advance),
             processor_folder=source.processor_folder,
-            provenance=collect_provenance(["medx", "convert", "to-megatron", str(hf), str(out)]),
+            provenance=collect_provenance(conversion_command(hf, out)),
         )
+
+
+def conversion_command(hf: str | Path, out: str | Path) -> list[str]:
+    """The command that `to_megatron` records as the origin of what it wrote."""
+    return ["medx", "convert", "to-megatron", str(hf), str(out)]
 
 
 def open_weights(path: Path) -> Weights:
@@ -122,8 +123,8 @@ def open_weights(path: Path) -> Weights:
         return HfDirectory(path)
     raise CheckpointError(
         f"{path} holds neither {CONFIG_FILE} nor {TRACKER_FILE}",
-        "a Hugging Face directory or a Megatron checkpoint",
-        "check the path (a run keeps its checkpoints in RUN/checkpoints)",
+        "a Hugging Face directory, a Megatron checkpoint or a run folder with one",
+        "check the path",
     )
 
 
@@ -131,14 +132,28 @@ def checked_bindings(weights: Weights) -> tuple[Binding, ...]:
     """The tensor groups of opened weights, after the check that they are exactly what is stored.
 
     Raises:
-        CheckpointError: missing, extra or misshapen tensors, or a group whose tensors differ in dtype.
+        CheckpointError: missing, extra or misshapen tensors, a group whose tensors differ in dtype, or experts of
+            sides that leave their layout open.
     """
+    _check_expert_sides(weights.model, weights.folder)
     bound = bindings(weights.model)
     expected = megatron_shapes(bound) if isinstance(weights, MegatronCheckpoint) else hf_shapes(bound)
     check_total(expected, weights.specs, str(weights.folder))
     if isinstance(weights, HfDirectory):
         _check_group_dtypes(weights, bound)
     return bound
+
+
+def _check_expert_sides(model: ModelConfig, folder: Path) -> None:
+    """Readers of the export, transformers among them, tell the two layouts of stacked experts apart by their sides."""
+    width, inner = model.hidden_size, model.expert_ffn_hidden_size
+    if model.is_moe and width in (inner, 2 * inner):
+        raise CheckpointError(
+            f"{folder}: hidden size {width}, expert width {inner}",
+            "an expert width that is neither the hidden size nor half of it: with equal sides nothing tells the hub's "
+            "layout of expert matrices from the one that transformers 5 saves",
+            "train a network with another model.expert_ffn_hidden_size",
+        )
 
 
 def _check_group_dtypes(source: HfDirectory, bound: tuple[Binding, ...]) -> None:

@@ -1,4 +1,4 @@
-"""ModelConfig <-> a hub-style `config.json`: one table, both directions.
+"""ModelConfig <-> a hub-style `config.json`: tables that are read in both directions.
 
 Written is what Qwen's own directories on the hub hold (`rope_theta` + `rope_scaling`), because transformers 4.57 and
 the inference servers silently misread the newer `rope_parameters` style. Read are both styles. Values that our network
@@ -6,6 +6,7 @@ has built in (activations, interleaved M-RoPE, ...) are checked on reading: anot
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +14,6 @@ import torch
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.errors import CheckpointError
 
-ARCHITECTURE = "Qwen3VLForConditionalGeneration"
-CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 # The release whose layout the files follow. Newer readers upgrade it; older ones would warn about a newer number.
 WRITTEN_FOR_TRANSFORMERS = "4.57.0"
@@ -49,9 +48,15 @@ FIELDS = (
 )
 """(path in config.json, path in ModelConfig)."""
 
+MOE_FIELDS = (
+    ("text_config.num_experts", "num_experts"),
+    ("text_config.num_experts_per_tok", "experts_per_token"),
+    ("text_config.moe_intermediate_size", "expert_ffn_hidden_size"),
+    ("text_config.router_aux_loss_coef", "router_aux_loss_coef"),
+)
+"""What a mixture of experts has besides."""
+
 BUILT_IN = (
-    ("model_type", "qwen3_vl"),
-    ("text_config.model_type", "qwen3_vl_text"),
     ("text_config.hidden_act", "silu"),
     ("text_config.attention_bias", False),
     ("text_config.rope_scaling.rope_type", "default"),
@@ -70,10 +75,46 @@ INERT = (
     ("text_config.attention_dropout", 0.0),
     ("text_config.initializer_range", 0.02),
     ("text_config.use_cache", True),
-    ("vision_config.model_type", "qwen3_vl"),
     ("vision_config.initializer_range", 0.02),
 )
 """(path, value) written as the hub has them; they do not change what the network computes, so they are not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One of the two architectures: its name and its own lines of the tables."""
+
+    architecture: str
+    fields: tuple[tuple[str, str], ...]
+    built_in: tuple[tuple[str, object], ...]
+    inert: tuple[tuple[str, object], ...]
+
+
+DENSE = Family(
+    architecture="Qwen3VLForConditionalGeneration",
+    fields=FIELDS,
+    built_in=(("model_type", "qwen3_vl"), ("text_config.model_type", "qwen3_vl_text"), *BUILT_IN),
+    inert=(("vision_config.model_type", "qwen3_vl"), *INERT),
+)
+MIXTURE_OF_EXPERTS = Family(
+    architecture="Qwen3VLMoeForConditionalGeneration",
+    fields=FIELDS + MOE_FIELDS,
+    built_in=(
+        ("model_type", "qwen3_vl_moe"),
+        ("text_config.model_type", "qwen3_vl_moe_text"),
+        ("text_config.decoder_sparse_step", 1),
+        ("text_config.mlp_only_layers", []),
+        ("text_config.norm_topk_prob", True),
+        *BUILT_IN,
+    ),
+    inert=(("vision_config.model_type", "qwen3_vl_moe"), *INERT),
+)
+FAMILIES = {family.architecture: family for family in (DENSE, MIXTURE_OF_EXPERTS)}
+
+
+def family_of(model: ModelConfig) -> Family:
+    """The architecture that a network is written as."""
+    return MIXTURE_OF_EXPERTS if model.is_moe else DENSE
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -91,15 +132,16 @@ def read_config(path: Path) -> ModelConfig:
             "check the path, or download the directory again",
         ) from None
     found = config.get("architectures")
-    if found != [ARCHITECTURE]:
+    if not isinstance(found, list) or len(found) != 1 or found[0] not in FAMILIES:
         raise CheckpointError(
             f"{path} describes architecture {found}",
-            f"the dense Qwen3-VL architecture ['{ARCHITECTURE}']",
-            "convert a dense Qwen3-VL directory",
+            f"one of the Qwen3-VL architectures {', '.join(FAMILIES)}",
+            "convert a Qwen3-VL directory",
         )
-    _split_rope_parameters(config)
-    _check_built_in(config, path)
-    model = _model_config(config, path)
+    family = FAMILIES[found[0]]
+    _in_hub_style(config)
+    _check_built_in(config, family, path)
+    model = _model_config(config, family, path)
     width = _get(config, "vision_config.out_hidden_size")
     if width != model.hidden_size:
         raise CheckpointError(
@@ -110,33 +152,36 @@ def read_config(path: Path) -> ModelConfig:
     return model
 
 
-def _split_rope_parameters(config: dict) -> None:
-    """Turn transformers 5's `rope_parameters` into the hub's `rope_theta` and `rope_scaling`, in place."""
+def _in_hub_style(config: dict) -> None:
+    """Turn what transformers 5 writes otherwise into the hub's fields, in place; fill in what the hub leaves out."""
     text = config.get("text_config", {})
+    if "num_local_experts" in text:
+        text["num_experts"] = text.pop("num_local_experts")
+    text.setdefault("router_aux_loss_coef", 0.001)
+    config.setdefault("tie_word_embeddings", False)
     parameters = text.pop("rope_parameters", None)
     if parameters:
         text["rope_theta"] = parameters.pop("rope_theta", text.get("rope_theta"))
         text["rope_scaling"] = parameters
 
 
-def _check_built_in(config: dict, path: Path) -> None:
+def _check_built_in(config: dict, family: Family, path: Path) -> None:
     wrong = [
         f"{name} is {json.dumps(found)} instead of {json.dumps(value)}"
-        for name, value in BUILT_IN + BUILT_IN_TRANSFORMERS_5
+        for name, value in family.built_in + BUILT_IN_TRANSFORMERS_5
         if (found := _get(config, name, value)) != value
     ]
     if wrong:
         raise CheckpointError(
             f"{path}: " + "; ".join(wrong),
             "the Qwen3-VL network that this program trains",
-            "convert a dense Qwen3-VL directory",
+            "convert a Qwen3-VL directory",
         )
 
 
-def _model_config(config: dict, path: Path) -> ModelConfig:
-    """Apply FIELDS to a parsed config.json."""
-    config.setdefault("tie_word_embeddings", False)  # transformers leaves out what equals its default
-    missing = [name for name, _ in FIELDS if _get(config, name) is None]
+def _model_config(config: dict, family: Family, path: Path) -> ModelConfig:
+    """Apply the table of fields to a parsed config.json."""
+    missing = [name for name, _ in family.fields if _get(config, name) is None]
     if missing:
         raise CheckpointError(
             f"{path} has no {', '.join(missing)}",
@@ -144,7 +189,7 @@ def _model_config(config: dict, path: Path) -> ModelConfig:
             "add the fields to config.json",
         )
     values, vision = {}, {}
-    for name, field in FIELDS:
+    for name, field in family.fields:
         value = _get(config, name)
         value = tuple(value) if isinstance(value, list) else value
         if field.startswith("vision."):
@@ -162,10 +207,11 @@ def config_json(model: ModelConfig, dtype: torch.dtype, generation_token_ids: di
         dtype: dtype of the stored weights; readers load in it.
         generation_token_ids: `bos_token_id`, `eos_token_id` of the tokenizer; empty where there is none.
     """
-    config: dict = {"architectures": [ARCHITECTURE]}
-    for name, value in BUILT_IN + INERT:
+    family = family_of(model)
+    config: dict = {"architectures": [family.architecture]}
+    for name, value in family.built_in + family.inert:
         _set(config, name, value)
-    for name, field in FIELDS:
+    for name, field in family.fields:
         owner = model.vision if field.startswith("vision.") else model
         value = getattr(owner, field.removeprefix("vision."))
         _set(config, name, list(value) if isinstance(value, tuple) else value)

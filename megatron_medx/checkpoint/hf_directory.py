@@ -2,16 +2,20 @@
 
 Reading sees headers first (names, shapes, dtypes) and data only when asked. Writing takes an iterator of tensors in a
 planned order. Neither knows Megatron.
+
+The experts of a layer lie stacked in two tensors. On the hub, and in what is written here, each is a matrix that takes
+rows: gate_up_proj [E, H, 2I], down_proj [E, I, H]. transformers 5 saves [E, 2I, H] and [E, H, I]; such a directory is
+recognized by its shapes and handed out in the hub's layout.
 """
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from megatron_medx.checkpoint.hf_config import (
-    CONFIG_FILE,
     GENERATION_CONFIG_FILE,
     config_json,
     generation_config_json,
@@ -20,11 +24,15 @@ from megatron_medx.checkpoint.hf_config import (
 from megatron_medx.checkpoint.safetensors_stream import SafetensorsFile, write_safetensors
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.config import processor
+from megatron_medx.config.checkpoint_folders import CONFIG_FILE
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+EXPERT_HIDDEN_DIM = {".mlp.experts.gate_up_proj": 1, ".mlp.experts.down_proj": 2}
+"""Ending of a key of stacked experts -> which dimension is the hidden size in the hub's layout."""
 
 
 class HfDirectory:
@@ -33,7 +41,7 @@ class HfDirectory:
     Attributes:
         folder: where it is; the processor files lie beside the weights.
         model: sizes from `config.json`.
-        specs: key -> shape and dtype, from the files' headers.
+        specs: key -> shape and dtype, from the files' headers, in the hub's layout.
     Raises:
         CheckpointError: no or unreadable weights, another architecture, or an index that does not fit its shards.
     """
@@ -43,7 +51,12 @@ class HfDirectory:
         self.model = read_config(folder / CONFIG_FILE)
         self._files = {name: SafetensorsFile(folder / name) for name in self._file_names()}
         self._file_of = {key: file for file in self._files.values() for key in file.specs}
-        self.specs: dict[str, TensorSpec] = {key: file.specs[key] for key, file in self._file_of.items()}
+        stored = {key: file.specs[key] for key, file in self._file_of.items()}
+        self._transposed = {key for key, spec in stored.items() if _is_transposed(key, spec, self.model.hidden_size)}
+        self.specs: dict[str, TensorSpec] = {
+            key: replace(spec, shape=(spec.shape[0], spec.shape[2], spec.shape[1])) if key in self._transposed else spec
+            for key, spec in stored.items()
+        }
         self._check_index()
 
     def _file_names(self) -> list[str]:
@@ -81,8 +94,15 @@ class HfDirectory:
             )
 
     def read(self, key: str) -> torch.Tensor:
-        """Return one tensor."""
-        return self._file_of[key].read(key)
+        """Return one tensor, in the hub's layout."""
+        tensor = self._file_of[key].read(key)
+        return tensor.transpose(1, 2).contiguous() if key in self._transposed else tensor
+
+
+def _is_transposed(key: str, spec: TensorSpec, hidden_size: int) -> bool:
+    """Whether a tensor is one of stacked experts in the layout of transformers 5."""
+    dim = next((dim for ending, dim in EXPERT_HIDDEN_DIM.items() if key.endswith(ending)), None)
+    return dim is not None and len(spec.shape) == 3 and spec.shape[dim] != hidden_size == spec.shape[3 - dim]
 
 
 def plan_shards(specs: Mapping[str, TensorSpec], shard_size_bytes: int) -> list[dict[str, TensorSpec]]:

@@ -1,4 +1,4 @@
-"""A Megatron checkpoint root: which folder holds the weights, whose model they are, and what lies beside them.
+"""A Megatron checkpoint root: whose model its weights are, and what lies beside them.
 
     root/run.yaml                              the run, or only its model section
     root/processor/                            tokenizer, chat template, preprocessor files
@@ -9,7 +9,6 @@ A converted checkpoint is a `release`: Megatron's word for weights that no run h
 step 0 and asks for neither optimizer nor random state (`megatron.training.checkpointing.load_checkpoint`).
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,20 +16,16 @@ import torch
 
 from megatron_medx.checkpoint.rules import bindings, extra_state_modules
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.torch_dist import METADATA_FILE, TorchDistFolder, write_torch_dist
+from megatron_medx.checkpoint.torch_dist import TorchDistFolder, write_torch_dist
+from megatron_medx.config.checkpoint_folders import RELEASE, RUN_FILE, TRACKER_FILE, weights_folder
 from megatron_medx.config.files import read_model_section, write_model_only
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_known_files
 from megatron_medx.errors import CheckpointError
 
-TRACKER_FILE = "latest_checkpointed_iteration.txt"
-RELEASE = "release"
-RUN_FILE = "run.yaml"
-_ITERATION_FOLDER = re.compile(r"iter_\d{7,}|" + RELEASE)
-
 
 class MegatronCheckpoint(TorchDistFolder):
-    """A checkpoint opened for reading, from its root or from one of its iteration folders.
+    """A checkpoint opened for reading, from its root, the run folder around it, or one of its iteration folders.
 
     Attributes:
         root: folder with run.yaml.
@@ -52,43 +47,6 @@ class MegatronCheckpoint(TorchDistFolder):
                 f"copy the run's {RUN_FILE} there",
             )
         self.model: ModelConfig = read_model_section(self.root / RUN_FILE)
-
-
-def weights_folder(path: Path) -> Path:
-    """The folder with the tensors: `path` itself, or the one that its tracker file names.
-
-    Raises:
-        CheckpointError: there is none, or its save was not completed.
-    """
-    if _ITERATION_FOLDER.fullmatch(path.absolute().name):
-        folder = path
-    elif (path / TRACKER_FILE).is_file():
-        latest = (path / TRACKER_FILE).read_text().strip()
-        if latest != RELEASE and not latest.isdecimal():
-            raise CheckpointError(
-                f"{path / TRACKER_FILE} says {latest!r}",
-                f"a step number or {RELEASE!r}",
-                "name one iter_ folder of the checkpoint instead",
-            )
-        folder = path / (RELEASE if latest == RELEASE else f"iter_{int(latest):07d}")
-    else:
-        raise CheckpointError(
-            f"{path} holds no {TRACKER_FILE}",
-            "the root of a Megatron checkpoint, or one of its iter_ folders",
-            "check the path (a run keeps its checkpoints in RUN/checkpoints)",
-        )
-    if not (folder / METADATA_FILE).is_file():
-        raise CheckpointError(
-            f"{folder} has no {METADATA_FILE}, which Megatron writes last",
-            "a completed torch_dist checkpoint",
-            "wait until the save is finished, or name an earlier iter_ folder",
-        )
-    return folder
-
-
-def is_megatron_checkpoint(path: Path) -> bool:
-    """True where the path looks like a checkpoint root or an iteration folder."""
-    return (path / TRACKER_FILE).is_file() or bool(_ITERATION_FOLDER.fullmatch(path.absolute().name))
 
 
 def write_root(

@@ -66,7 +66,7 @@ def _load(checkpoint: MegatronCheckpoint) -> torch.nn.Module:
 
     # The plain layers, also where Transformer Engine is: this is a comparison in fp32, not a matter of speed.
     config, groups = decoder_config(checkpoint.model), start_alone()
-    network = Qwen3VLModel(checkpoint.model, config, layer_specs(False), groups, solo_groups()).eval()
+    network = Qwen3VLModel(checkpoint.model, config, layer_specs(checkpoint.model, False), groups, solo_groups()).eval()
     state = dist_checkpointing.load({"model": network.sharded_state_dict()}, str(checkpoint.folder))
     network.load_state_dict(state["model"])
     return network.to(torch.cuda.current_device())

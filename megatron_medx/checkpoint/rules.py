@@ -6,15 +6,16 @@ Only names and shapes live here; layout changes are in `transformations.py`.
 
 Shapes are written with one letter a dimension (see `dimensions`): H hidden, F MLP width, Q and K rows of the query
 and key projections, D head size, V vocabulary; h and f the tower's hidden and MLP width, M merged width, P positions;
-C channels, T frames, S patch side.
+C channels, T frames, S patch side; E experts, I width of one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.checkpoint.transformations import (
     Copy,
+    ExpertTranspose,
     GateUp,
     PatchEmbed,
     QkvInterleave,
@@ -29,6 +30,26 @@ NAMES_SHOWN = 8
 """Keys listed in an error before the rest is counted."""
 
 
+def always(model: ModelConfig) -> bool:
+    """Every network."""
+    return True
+
+
+def untied(model: ModelConfig) -> bool:
+    """Networks whose output layer has a weight of its own."""
+    return not model.tie_embeddings
+
+
+def dense(model: ModelConfig) -> bool:
+    """Networks with one MLP a decoder layer."""
+    return not model.is_moe
+
+
+def mixture_of_experts(model: ModelConfig) -> bool:
+    """Networks with router and experts in every decoder layer."""
+    return model.is_moe
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One line of a table. `*` stands for the layer or DeepStack index on both sides."""
@@ -40,8 +61,8 @@ class Rule:
     megatron: str
     """Key on the Megatron side."""
     transformation: Transformation
-    only_untied: bool = False
-    """True: exists only where the output layer has a weight of its own."""
+    where: Callable[[ModelConfig], bool] = always
+    """Networks that have these tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,7 @@ def _copy(hf: str, shape: str, megatron: str, **more) -> Rule:
 
 _DECODER_HF = "model.language_model.layers.*."
 _DECODER = "decoder.layers.*."
+_MLP_NORM_HF = f"{_DECODER_HF}post_attention_layernorm.weight"
 _TOWER_HF = "model.visual.blocks.*."
 _TOWER = "vision.encoder.layers.*."
 _LAYERED = ("decoder.", "vision.encoder.")
@@ -77,16 +99,33 @@ DECODER_RULES = (
     _copy(f"{_DECODER_HF}self_attn.q_norm.weight", "D", f"{_DECODER}self_attention.q_layernorm.weight"),
     _copy(f"{_DECODER_HF}self_attn.k_norm.weight", "D", f"{_DECODER}self_attention.k_layernorm.weight"),
     _copy(f"{_DECODER_HF}self_attn.o_proj.weight", "HQ", f"{_DECODER}self_attention.linear_proj.weight"),
-    _copy(f"{_DECODER_HF}post_attention_layernorm.weight", "H", f"{_DECODER}mlp.linear_fc1.layer_norm_weight"),
+    _copy(_MLP_NORM_HF, "H", f"{_DECODER}mlp.linear_fc1.layer_norm_weight", where=dense),
     Rule(
         (f"{_DECODER_HF}mlp.gate_proj.weight", f"{_DECODER_HF}mlp.up_proj.weight"),
         ("FH", "FH"),
         f"{_DECODER}mlp.linear_fc1.weight",
         GateUp(),
+        where=dense,
     ),
-    _copy(f"{_DECODER_HF}mlp.down_proj.weight", "HF", f"{_DECODER}mlp.linear_fc2.weight"),
+    _copy(f"{_DECODER_HF}mlp.down_proj.weight", "HF", f"{_DECODER}mlp.linear_fc2.weight", where=dense),
+    _copy(_MLP_NORM_HF, "H", f"{_DECODER}pre_mlp_layernorm.weight", where=mixture_of_experts),
+    _copy(f"{_DECODER_HF}mlp.gate.weight", "EH", f"{_DECODER}mlp.router.weight", where=mixture_of_experts),
+    Rule(
+        (f"{_DECODER_HF}mlp.experts.gate_up_proj",),
+        ("EH2I",),
+        f"{_DECODER}mlp.experts.experts.linear_fc1.weight",
+        ExpertTranspose(),
+        where=mixture_of_experts,
+    ),
+    Rule(
+        (f"{_DECODER_HF}mlp.experts.down_proj",),
+        ("EIH",),
+        f"{_DECODER}mlp.experts.experts.linear_fc2.weight",
+        ExpertTranspose(),
+        where=mixture_of_experts,
+    ),
     _copy("model.language_model.norm.weight", "H", "decoder.final_layernorm.weight"),
-    _copy("lm_head.weight", "VH", "output_layer.weight", only_untied=True),
+    _copy("lm_head.weight", "VH", "output_layer.weight", where=untied),
 )
 
 VISION_RULES = (
@@ -145,6 +184,8 @@ def dimensions(model: ModelConfig) -> dict[str, int]:
         "C": vision.in_channels,
         "T": vision.temporal_patch_size,
         "S": vision.patch_size,
+        "E": model.num_experts,
+        "I": model.expert_ffn_hidden_size,
     }
 
 
@@ -155,7 +196,7 @@ def bindings(model: ModelConfig, rules: Iterable[Rule] = RULES) -> tuple[Binding
     sizes = dimensions(model)
     bound = []
     for rule in rules:
-        if rule.only_untied and model.tie_embeddings:
+        if not rule.where(model):
             continue
         hf_shapes = tuple(_shape(text, sizes) for text in rule.shapes)
         prefix = rule.megatron[: rule.megatron.find("*") + 2] if "*" in rule.megatron else None
@@ -194,15 +235,23 @@ def megatron_shapes(bound: Iterable[Binding]) -> dict[str, Shape]:
     return {one.megatron_key: one.megatron_shape for one in bound}
 
 
-def extra_state_modules(bound: Iterable[Binding]) -> list[str]:
+def extra_state_modules(bound: Iterable[Binding]) -> dict[str, int]:
     """Modules whose `_extra_state` Megatron asks a checkpoint for, though nothing is in it without FP8.
 
     Its parallel linears have one each; Transformer Engine's norms and core attention have one too. A key that the
     checkpoint lacks stops Megatron's load, one that it has too many does not: so all that can occur are named.
+
+    Returns:
+        Module -> how many of them share the name: the experts of a layer do, all other modules are alone.
     """
-    layered = {one.megatron_key.rpartition(".")[0] for one in bound if one.megatron_key.startswith(_LAYERED)}
-    attention = {name.replace("linear_qkv", "core_attention") for name in layered if name.endswith("linear_qkv")}
-    return sorted(layered | attention | {"output_layer"})  # tied networks have the module, without a weight
+    modules = {"output_layer": 1}  # tied networks have the module, without a weight
+    for one in bound:
+        if one.megatron_key.startswith(_LAYERED):
+            name = one.megatron_key.rpartition(".")[0]
+            stacked = isinstance(one.transformation, ExpertTranspose)
+            modules[name] = one.megatron_shape[0] if stacked else 1
+            modules.setdefault(name.replace("linear_qkv", "core_attention"), 1)
+    return dict(sorted(modules.items()))
 
 
 def check_total(expected: Mapping[str, Shape], found: Mapping[str, TensorSpec], where: str) -> None:
@@ -239,7 +288,7 @@ def _advice(missing: list[str], extra: list[str]) -> str:
     output_keys = {"lm_head.weight", "output_layer.weight"}
     if output_keys & {*missing, *extra}:
         return "check tie_word_embeddings (model.tie_embeddings): tied networks store no output layer, others must"
-    return "check that the configuration belongs to these weights (a dense Qwen3-VL) and that the copy is complete"
+    return "check that the configuration belongs to these weights (a Qwen3-VL) and that the copy is complete"
 
 
 def _listed(names: list[str]) -> str:

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,9 +38,9 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_medx.checkpoint.safetensors_stream import DTYPE_NAMES
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.config.checkpoint_folders import METADATA_FILE
 from megatron_medx.errors import CheckpointError
 
-METADATA_FILE = "metadata.json"
 INDEX_FILE = ".metadata"
 DATA_FILE = "__0_0.distcp"
 OPTIMIZER_PREFIXES = ("optimizer.", "chained_")
@@ -64,6 +64,7 @@ class TorchDistFolder:
     Attributes:
         folder: where it is.
         specs: key -> shape and dtype of every model weight.
+        has_optimizer: whether the optimizer's state lies beside them.
     Raises:
         CheckpointError: the index is unreadable, a data file is absent or too short, or a dtype is not one of weights.
     """
@@ -76,11 +77,13 @@ class TorchDistFolder:
         except Exception as error:  # what garbage makes unpickling raise is not limited to a few classes
             raise _damaged(f"{folder / INDEX_FILE} cannot be read: {error}") from None
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        stored = {
+        tensors = {
             key: entry
             for key, entry in self._metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and not key.startswith(OPTIMIZER_PREFIXES)
+            if isinstance(entry, TensorStorageMetadata)
         }
+        stored = {key: entry for key, entry in tensors.items() if not key.startswith(OPTIMIZER_PREFIXES)}
+        self.has_optimizer = len(stored) < len(tensors)
         self.specs = {key: self._spec(key, entry) for key, entry in stored.items()}
         self._check_files()
 
@@ -131,7 +134,7 @@ def write_torch_dist(
     folder: Path,
     specs: Mapping[str, TensorSpec],
     tensors: Iterator[tuple[str, torch.Tensor]],
-    extra_state_modules: Iterable[str] = (),
+    extra_state_modules: Mapping[str, int],
 ) -> None:
     """Create a folder that Megatron loads on any grid.
 
@@ -139,7 +142,8 @@ def write_torch_dist(
         folder: to be created.
         specs: every tensor, in the order in which `tensors` yields them.
         tensors: (key, tensor) pairs.
-        extra_state_modules: modules that get an empty `_extra_state`, because Megatron stops where one is absent.
+        extra_state_modules: modules that get an empty `_extra_state`, because Megatron stops where one is absent, with
+            the number of modules that share the name.
     """
     folder.mkdir()
     index = Metadata(state_dict_metadata={}, storage_data={}, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
@@ -156,9 +160,10 @@ def write_torch_dist(
                 [ChunkStorageMetadata(origin, tensor.shape)],
             )
             _append(file, _own_storage(tensor), MetadataIndex(key, origin, 0), index)
-        _append_object(file, COMMON_STATE, "common_state", index)
-        for module in extra_state_modules:
-            _append_object(file, None, f"{module}._extra_state", index)
+        _append_object(file, COMMON_STATE, "common_state/shard_0_1", index)
+        for module, count in extra_state_modules.items():
+            for number in range(count):
+                _append_object(file, None, f"{module}._extra_state/shard_{number}_{count}", index)
         file.flush()
         os.fsync(file.fileno())
     (folder / INDEX_FILE).write_bytes(pickle.dumps(index))
@@ -172,9 +177,8 @@ def _append(file: BinaryIO, item: object, key: MetadataIndex, index: Metadata) -
     index.storage_data[key] = _StorageInfo(DATA_FILE, offset, file.tell() - offset)
 
 
-def _append_object(file: BinaryIO, item: object, name: str, index: Metadata) -> None:
-    """Write something that is not a tensor, under the key and in the list that Megatron gives to unsharded objects."""
-    key = f"{name}/shard_0_1"
+def _append_object(file: BinaryIO, item: object, key: str, index: Metadata) -> None:
+    """Write something that is not a tensor, in the list that Megatron puts around objects."""
     index.state_dict_metadata[key] = BytesStorageMetadata()
     _append(file, [item], MetadataIndex(key), index)
 

@@ -61,6 +61,24 @@ class GateUp:
         return tuple(part.contiguous() for part in whole.split([shape[0] for shape in hf_shapes]))
 
 
+class ExpertTranspose:
+    """All experts of a layer: matrices that take rows [E, in, out] <-> matrices of linear layers [E, out, in].
+
+    The fused input projection needs nothing else: gate comes first and up second on both sides (see GateUp).
+    """
+
+    def megatron_shape(self, hf_shapes):
+        ((experts, rows, columns),) = hf_shapes
+        return (experts, columns, rows)
+
+    def to_megatron(self, parts, model):
+        (part,) = parts
+        return part.transpose(1, 2).contiguous()
+
+    def to_hf(self, whole, hf_shapes, model):
+        return (whole.transpose(1, 2).contiguous(),)
+
+
 class QkvInterleave:
     """Decoder attention: q [N*D, H], k [G*D, H], v [G*D, H] -> rows ordered by key/value group.
 

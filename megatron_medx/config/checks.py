@@ -2,56 +2,50 @@
 
 `check` looks only at the configuration and works for a cluster run on a laptop; `check_files` also
 looks at the disk and is for the machine that launches. Both report all problems together, each as
-found / needed / do. Single fields are judged by the tables in `values.py`; here are the rules that
-relate fields. A rule is skipped when a field it reads is already known to be wrong.
+found / needed / do. Single fields are judged by the tables in `values.py`, the grid by the rules in
+`grid.py`; here are the other rules that relate fields. A rule is skipped when a field it reads is
+already known to be wrong.
 """
 
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_medx.config.checkpoint_folders import check_start
+from megatron_medx.config.grid import GRID_RULES, Rule, divides
 from megatron_medx.config.megatron_names import OURS
 from megatron_medx.config.memory import checkpoint_bytes
+from megatron_medx.config.nearest_grid import nearest_grid
 from megatron_medx.config.problems import Problem, raise_problems
 from megatron_medx.config.run import PARTS, RunConfig
-from megatron_medx.config.values import BOUNDS, CHOICES, NOT_YET, value_of
-
-DIVIDES: tuple[tuple[str, tuple[str, ...], bool, str], ...] = (
-    ("model.num_heads", ("model.num_kv_heads",), False, "each key/value head serves equally many query heads"),
-    ("model.num_heads", ("parallel.tensor",), True, "every tensor rank holds whole heads"),
-    ("model.num_kv_heads", ("parallel.tensor",), True, "key/value heads are not copied over ranks in this version"),
-    ("model.ffn_hidden_size", ("parallel.tensor",), True, "every tensor rank holds an equal slice of the MLP"),
-    ("model.vocab_size", ("parallel.tensor",), True, "the embedding has no padded rows"),
-    ("data.seq_len_tokens", ("parallel.tensor",), True, "sequence parallelism cuts rows evenly"),
-    ("model.num_layers", ("parallel.pipeline", "parallel.virtual_pipeline"), True, "every stage holds equally many"),
-    ("parallel.world_size", ("parallel.tensor", "parallel.pipeline", "parallel.context"), True, "the rest is data"),
-    ("model.vision.hidden_size", ("model.vision.num_heads",), False, "the tower's heads share its width"),
-)
-"""(dividend, divisors that are multiplied, whether the grid is at fault, why)."""
+from megatron_medx.config.values import BOUNDS, CHOICES, value_of
+from megatron_medx.errors import CheckpointError
 
 
 def check(config: RunConfig) -> None:
     """Refuse a configuration that cannot run, whatever the machine.
 
     Raises:
-        ParallelismError: all problems are of the grid.
+        ParallelismError: all problems are of the grid; the message ends with the nearest legal one.
         ConfigError: any other mixture; the message lists every problem.
     """
     bad = dict(_single_fields(config))
     problems = list(bad.values())
-    for reads, rule in RULES:
+    for reads, rule in (*GRID_RULES, *RULES):
         if not any(key.startswith(reads) for key in bad):
             problems += rule(config)
-    for dividend, divisors, of_the_grid, why in DIVIDES:
-        if not bad.keys() & {dividend, *divisors}:
-            problems += _divides(config, dividend, divisors, of_the_grid, why)
-    raise_problems(problems)
+    grid_alone = bool(problems) and all(problem.of_the_grid for problem in problems)
+    raise_problems(problems, nearest_grid(config) if grid_alone else "")
 
 
-def check_files(config: RunConfig) -> None:
+def check_files(config: RunConfig, resume: bool = False) -> None:
     """Refuse a run whose inputs are not on this machine's disk or whose checkpoints will not fit on it.
+
+    Args:
+        config: the run.
+        resume: it goes on from its own checkpoint; what it once started from may be gone.
 
     Raises:
         ConfigError: a path is missing or the disk is too full; all problems are listed.
@@ -75,14 +69,11 @@ def check_files(config: RunConfig) -> None:
                 "set data.processor, or put the files into <data.path>/processor",
             )
         )
-    if config.checkpoint.start_from and not Path(config.checkpoint.start_from).is_dir():
-        problems.append(
-            Problem(
-                f"checkpoint.start_from: no folder {config.checkpoint.start_from}",
-                "a Megatron checkpoint folder",
-                "correct the path; a Hugging Face directory goes through `medx convert to-megatron HF OUT` first",
-            )
-        )
+    if config.checkpoint.start_from and not resume:
+        try:
+            check_start(config.checkpoint.start_from)
+        except CheckpointError as error:
+            problems.append(Problem(error.found, error.needed, error.do))
     problems += _disk(config)
     raise_problems(problems)
 
@@ -96,44 +87,11 @@ def _single_fields(config: RunConfig) -> Iterator[tuple[str, Problem]]:
         value = value_of(config, key)
         if value not in choices:
             yield key, Problem(f"{key} is {value!r}", f"one of {', '.join(choices)}", f"set {key}={choices[0]}")
-    for key, (most, name) in NOT_YET.items():
-        if (value := value_of(config, key)) > most:
-            yield (
-                key,
-                Problem(
-                    f"{key} is {value}", f"{key}={most}: this version has not {name} yet", f"set {key}={most}", True
-                ),
-            )
 
 
-def _divides(
-    config: RunConfig, dividend: str, divisors: tuple[str, ...], of_the_grid: bool, why: str
-) -> Iterator[Problem]:
-    value, factors = value_of(config, dividend), [value_of(config, key) for key in divisors]
-    product = math.prod(factors)
-    if value % product:
-        named = " x ".join(f"{key} {factor}" for key, factor in zip(divisors, factors, strict=True))
-        total = f" = {product}" if len(factors) > 1 else ""
-        multiple = -(-value // product) * product
-        do = f"change {' or '.join(divisors)}"
-        if dividend == "parallel.world_size":
-            do = f"start {multiple} ranks with --nproc {multiple}, or {do}"
-        yield Problem(f"{dividend} {value}, {named}{total}", f"{dividend} a multiple: {why}", do, of_the_grid)
-
-
-def _rows(config: RunConfig) -> Iterator[Problem]:
-    parallel, rows = config.parallel, config.training.global_batch_rows
-    replicas = parallel.data
-    if parallel.world_size % (parallel.tensor * parallel.pipeline * parallel.context) or rows % replicas == 0:
-        return  # a grid that does not divide is reported by its own rule
-    yield Problem(
-        f"training.global_batch_rows {rows}, data-parallel replicas {replicas} "
-        f"(world {parallel.world_size} / tensor {parallel.tensor} / pipeline {parallel.pipeline} "
-        f"/ context {parallel.context})",
-        "as many rows for every replica",
-        f"set training.global_batch_rows={-(-rows // replicas) * replicas}, or change the grid",
-        True,
-    )
+def _heads(config: RunConfig) -> Iterator[Problem]:
+    why = "each key/value head serves equally many query heads"
+    yield from divides(config, "model.num_heads", ("model.num_kv_heads",), why)
 
 
 def _deepstack(config: RunConfig) -> Iterator[Problem]:
@@ -151,23 +109,12 @@ def _deepstack(config: RunConfig) -> Iterator[Problem]:
             "a decoder layer for each",
             f"shorten {key}",
         )
-        return
-    parallel = config.parallel
-    first_chunk = config.model.num_layers // (parallel.pipeline * parallel.virtual_pipeline)
-    if first_chunk < len(layers):
-        yield Problem(
-            f"{first_chunk} decoder layers on the first pipeline stage "
-            f"({config.model.num_layers} / pipeline {parallel.pipeline} "
-            f"/ virtual_pipeline {parallel.virtual_pipeline}), "
-            f"{len(layers)} {key}",
-            f"at least {len(layers)}: DeepStack feeds decoder layers 0 to {len(layers) - 1}, beside the tower",
-            "lower parallel.pipeline or parallel.virtual_pipeline",
-            True,
-        )
 
 
 def _vision(config: RunConfig) -> Iterator[Problem]:
     vision = config.model.vision
+    why = "the tower's heads share its width"
+    yield from divides(config, "model.vision.hidden_size", ("model.vision.num_heads",), why)
     head_size, rest = divmod(vision.hidden_size, vision.num_heads)
     if not rest and head_size % 4:
         yield Problem(
@@ -249,12 +196,27 @@ def _parts(config: RunConfig) -> Iterator[Problem]:
 
 
 def _schedule(config: RunConfig) -> Iterator[Problem]:
-    warmup, steps = config.optimizer.warmup_steps, config.training.steps
-    if warmup >= steps:
+    optimizer, steps = config.optimizer, config.training.steps
+    tokens = f"{config.tokens_per_step} tokens a step"
+    if config.warmup_steps >= steps:
         yield Problem(
-            f"optimizer.warmup_steps {warmup}, training.steps {steps}",
+            f"optimizer.warmup_tokens {optimizer.warmup_tokens} = {config.warmup_steps} steps ({tokens}), "
+            f"training.steps {steps}",
             "a warm-up that ends before the run does: Megatron's scheduler refuses any other",
-            f"set optimizer.warmup_steps={steps - 1} or less, or raise training.steps",
+            f"set optimizer.warmup_tokens={(steps - 1) * config.tokens_per_step} or less, or raise training.steps",
+        )
+    elif optimizer.schedule == "wsd" and not 0 < config.decay_steps <= steps - config.warmup_steps:
+        yield Problem(
+            f"optimizer.decay_tokens {optimizer.decay_tokens} = {config.decay_steps} steps ({tokens}), "
+            f"training.steps {steps}, warm-up {config.warmup_steps}",
+            f"a decay of 1 to {steps - config.warmup_steps} steps: schedule wsd is warm-up, stable rate, decay",
+            f"set optimizer.decay_tokens from 1 to {(steps - config.warmup_steps) * config.tokens_per_step}",
+        )
+    if optimizer.schedule != "wsd" and optimizer.decay_tokens:
+        yield Problem(
+            f"optimizer.decay_tokens {optimizer.decay_tokens}, optimizer.schedule {optimizer.schedule}",
+            "decay_tokens with schedule wsd alone: cosine and linear decay from warm-up to the last step",
+            "set optimizer.decay_tokens=0, or optimizer.schedule=wsd",
         )
     if config.optimizer.min_lr > config.optimizer.lr:
         yield Problem(
@@ -264,13 +226,51 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _experts(config: RunConfig) -> Iterator[Problem]:
-    if config.parallel.expert > 1:
+def _start(config: RunConfig) -> Iterator[Problem]:
+    if config.checkpoint.carry_optimizer and not config.checkpoint.start_from:
         yield Problem(
-            f"parallel.expert {config.parallel.expert} on a dense model",
-            "parallel.expert=1: there are no experts to share",
-            "set parallel.expert=1",
-            True,
+            "checkpoint.carry_optimizer=true, checkpoint.start_from is empty",
+            "a run with an optimizer to carry on",
+            "set checkpoint.start_from to its run folder, or checkpoint.carry_optimizer=false",
+        )
+
+
+def _mixture_of_experts(config: RunConfig) -> Iterator[Problem]:
+    model = config.model
+    if not model.is_moe:
+        return
+    if not 1 <= model.experts_per_token <= model.num_experts:
+        yield Problem(
+            f"model.experts_per_token {model.experts_per_token}, model.num_experts {model.num_experts}",
+            f"from 1 to {model.num_experts}: the router chooses among the experts",
+            "change model.experts_per_token",
+        )
+    width, inner = model.hidden_size, model.expert_ffn_hidden_size
+    if inner < 1 or width in (inner, 2 * inner):
+        yield Problem(
+            f"model.expert_ffn_hidden_size {inner}, model.hidden_size {width}",
+            "at least 1, neither hidden_size nor half of it: with equal sides nothing tells the two layouts that "
+            "expert matrices have in Hugging Face directories apart",
+            "change model.expert_ffn_hidden_size",
+        )
+    average, weight = config.training.loss_average, model.router_aux_loss_coef
+    if average != "token" and weight:
+        yield Problem(
+            f"training.loss_average {average}, model.router_aux_loss_coef {weight:g}",
+            "loss_average token, or no auxiliary loss: Megatron weighs the auxiliary loss by tokens, beside any other "
+            "average it would have another weight than stated",
+            "set training.loss_average=token or model.router_aux_loss_coef=0",
+        )
+
+
+def _alignment(config: RunConfig) -> Iterator[Problem]:
+    row, align = config.data.seq_len_tokens, config.data.sample_align_tokens
+    if row % align:
+        fits = f"{row // align * align} or {(row // align + 1) * align}" if row > align else f"{align}"
+        yield Problem(
+            f"data.seq_len_tokens {row}, data.sample_align_tokens {align}",
+            "seq_len_tokens a multiple: a row is made of aligned samples, and its tail is aligned too",
+            f"set data.seq_len_tokens={fits}, or change data.sample_align_tokens",
         )
 
 
@@ -304,16 +304,18 @@ def _disk(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-RULES: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]], ...] = (
-    (("parallel.", "training.global_batch_rows"), _rows),
-    (("model.vision.num_layers", "model.num_layers", "parallel."), _deepstack),
+RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
+    (("model.num_heads", "model.num_kv_heads"), _heads),
+    (("model.vision.num_layers", "model.num_layers"), _deepstack),
     (("model.vision.",), _vision),
     (("model.head_dim",), _rotary),
     (("data.min_pixels", "data.max_pixels", "model.vision."), _pixels),
     (("model.vocab_size",), _tokens),
     ((), _parts),
-    (("optimizer.lr", "optimizer.min_lr", "optimizer.warmup_steps", "training.steps"), _schedule),
-    (("parallel.expert",), _experts),
+    (("optimizer.", "training.", "data.seq_len_tokens"), _schedule),
+    ((), _start),
+    (("data.seq_len_tokens", "data.sample_align_tokens"), _alignment),
+    (("model.num_experts", "model.router_aux_loss_coef", "training.loss_average"), _mixture_of_experts),
     ((), _megatron),
     ((), _folder),
 )

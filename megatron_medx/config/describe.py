@@ -4,7 +4,10 @@ In: a configuration that `check` has passed. Out: lines of text, for `--dry-run`
 Numbers come from `parameters.py`, `memory.py` and `flops.py`; nothing is computed twice, nothing is built.
 """
 
+import itertools
+
 from megatron_medx.config.flops import step_flops
+from megatron_medx.config.grid import stage_layers
 from megatron_medx.config.memory import checkpoint_bytes, worst_rank
 from megatron_medx.config.parameters import (
     decoder_layer_parameters,
@@ -17,6 +20,8 @@ from megatron_medx.config.parameters import (
 )
 from megatron_medx.config.run import PARTS, RunConfig
 
+LOSS_AVERAGES = {"token": "token", "sample": "sample", "sqrt": "sample, weighted by the square root of its tokens"}
+ON_BAD_LOSS = {"stop": "stop the run", "skip": "skip the update"}
 COLUMN = 12
 """Width of the first column, characters."""
 
@@ -45,13 +50,27 @@ def learning_rate(config: RunConfig, part: str) -> float | None:
 
 
 def _grid(config: RunConfig) -> list[tuple[str, str]]:
-    p = config.parallel
-    text = f"world {p.world_size} = tensor {p.tensor} x pipeline {p.pipeline} x context {p.context} x data {p.data}"
-    if p.virtual_pipeline > 1:
-        text += f"; {p.virtual_pipeline} chunks a stage"
-    if p.expert > 1:
-        text += f"; experts over {p.expert}"
-    return [("grid", text + ("; sequence parallel" if p.tensor > 1 else ""))]
+    """The axes above 1 in one line; what a stage and what an expert rank holds, where there are several."""
+    p, model = config.parallel, config.model
+    axes = [f"{axis} {size}" for axis in ("tensor", "pipeline", "context") if (size := getattr(p, axis)) > 1]
+    within = [f"{axis} {size}" for axis in ("virtual_pipeline", "expert") if (size := getattr(p, axis)) > 1]
+    within += ["sequence parallel"] if p.tensor > 1 else []
+    rows = [("grid", "; ".join([f"world {p.world_size} = {' x '.join([*axes, f'data {p.data}'])}", *within]))]
+    if p.pipeline > 1:
+        rows.append(("stages", _stages(config)))
+    if model.is_moe:
+        share = f"{model.num_experts} / expert {p.expert} = {model.num_experts // p.expert} on a rank"
+        rows.append(("experts", f"{model.num_experts} a layer, {model.experts_per_token} for each token; {share}"))
+    return rows
+
+
+def _stages(config: RunConfig) -> str:
+    """`13 + 3 x 17 = 64 layers`: equal neighbors are counted together."""
+    runs = [(len(list(same)), layers) for layers, same in itertools.groupby(stage_layers(config))]
+    text = " + ".join(f"{count} x {layers}" if count > 1 else f"{layers}" for count, layers in runs)
+    chunks = config.parallel.virtual_pipeline
+    text += f" = {config.model.num_layers} layers" + (f", each stage in {chunks} chunks" if chunks > 1 else "")
+    return f"{text}; tower and embedding on the first, output and loss on the last"
 
 
 def _amounts(config: RunConfig) -> list[tuple[str, str]]:
@@ -103,13 +122,17 @@ def _fate(config: RunConfig, part: str) -> str:
 
 def _training(config: RunConfig) -> list[tuple[str, str]]:
     o, t = config.optimizer, config.training
-    schedule = f"{o.schedule}, warm-up {o.warmup_steps:,} of {t.steps:,} steps"
+    schedule = f"{o.schedule}, warm-up {_short(o.warmup_tokens)} tokens = {config.warmup_steps:,} of {t.steps:,} steps"
+    if o.schedule == "wsd":
+        schedule += f", decay {_short(o.decay_tokens)} tokens = the last {config.decay_steps:,}"
     schedule += "" if o.schedule == "constant" else f", down to {o.min_lr / o.lr:.0%} of each peak"
     start = config.checkpoint.start_from or "seeded random weights"
+    start += " with its optimizer state" if config.checkpoint.carry_optimizer else ""
     return [
         ("schedule", schedule),
         ("optimizer", f"AdamW {o.beta1:g}, {o.beta2:g}, weight decay {o.weight_decay:g}, clip {o.clip_grad_norm:g}"),
-        ("precision", f"{t.precision}, recompute {t.recompute}, start from {start}"),
+        ("loss", f"averaged per {LOSS_AVERAGES[t.loss_average]}; NaN or infinite: {ON_BAD_LOSS[t.on_bad_loss]}"),
+        ("precision", f"{t.precision}, recompute {t.recompute} (tower {t.recompute_vision}), start from {start}"),
     ]
 
 

@@ -78,6 +78,12 @@ def read_model_section(path: Path | str) -> ModelConfig:
     return model
 
 
+def read_command(path: Path | str) -> list[str]:
+    """Return the words of the command that wrote a run.yaml, as its provenance has them; none where it has none."""
+    plain = yaml.safe_load(Path(path).read_text())
+    return plain.get("provenance", {}).get("command", "").split()
+
+
 def collect_provenance(command: list[str]) -> dict[str, object]:
     """Return versions, git commit, UTC date and command: what it takes to find out later what ran."""
     return {

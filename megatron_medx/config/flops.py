@@ -4,7 +4,8 @@ In: sizes, the length of every segment (sample) and the patches of every image. 
 `training` divides them by the measured time, `describe` prints them before the run. Pure arithmetic.
 
 Conventions. A multiply-add is 2 FLOPs. Only matrix products count: no norms, activations, rotary,
-softmax, embedding lookup or position interpolation. Attention between n tokens costs 4 n^2 x width in
+softmax, embedding lookup or position interpolation. Of a mixture of experts a token counts the router and the
+experts that it is sent to. Attention between n tokens costs 4 n^2 x width in
 the forward pass; causal attention (the decoder) counts half of that, the tower's counts whole.
 The backward pass costs twice the forward: once for the gradients of the activations, once for those
 of the weights. Recomputation is not counted: these are model FLOPs, not what the hardware executes.
@@ -17,7 +18,7 @@ a frozen tower only its forward pass.
 from collections.abc import Sequence
 
 from megatron_medx.config.model import ModelConfig
-from megatron_medx.config.parameters import PART_OF, decoder_layer_matrices
+from megatron_medx.config.parameters import PART_OF, active_layer_matrices
 from megatron_medx.config.run import PARTS
 
 
@@ -49,6 +50,17 @@ def step_flops(
     return flops
 
 
+def image_flops(model: ModelConfig, patches: int) -> int:
+    """Return the forward FLOPs of one image in tower and mergers: the cost by which images are dealt to ranks.
+
+    Args:
+        model: the network's sizes.
+        patches: of the image before merging. Attention stays within a frame: of an image with several, add up frames.
+    """
+    pieces = forward_flops(model, (), (patches,))
+    return sum(pieces["vision"]) + sum(pieces["merger"])
+
+
 def forward_flops(
     model: ModelConfig, tokens_per_segment: Sequence[int], patches_per_image: Sequence[int]
 ) -> dict[str, tuple[int, int]]:
@@ -61,7 +73,7 @@ def forward_flops(
     mergers = 1 + len(vision.deepstack_layers)
     merged_tokens = patches // vision.merge_size**2
     merger_linear = 2 * merged_tokens * mergers * vision.merged_size * (vision.merged_size + model.hidden_size)
-    decoder_linear = 2 * tokens * model.num_layers * decoder_layer_matrices(model)
+    decoder_linear = 2 * tokens * model.num_layers * active_layer_matrices(model)
     queries = model.num_heads * model.head_dim
     decoder_attention = 2 * sum(n * n for n in tokens_per_segment) * queries * model.num_layers
     return {

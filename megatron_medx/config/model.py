@@ -50,7 +50,7 @@ class VisionConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """Qwen3-VL, dense: Qwen3 decoder, vision tower, special token ids."""
+    """Qwen3-VL, dense or mixture of experts: Qwen3 decoder, vision tower, special token ids."""
 
     hidden_size: int
     """Width of the decoder."""
@@ -63,13 +63,21 @@ class ModelConfig:
     head_dim: int
     """Size of one head; num_heads x head_dim need not equal hidden_size."""
     ffn_hidden_size: int
-    """Inner width of the SwiGLU MLP."""
+    """Inner width of the dense SwiGLU MLP (a mixture-of-experts network states it without using it)."""
     vocab_size: int
     """Rows of the embedding; tensor parallelism must divide it (no padded rows: every grid has the same loss)."""
     vision: VisionConfig
     """The vision tower."""
     mrope_section: tuple[int, int, int]
     """Rotary frequencies given to time, height and width; they sum to head_dim / 2."""
+    num_experts: int = 0
+    """Experts of every decoder layer's MLP (mixture of experts); 0 is the dense network."""
+    experts_per_token: int = 0
+    """Experts that the router chooses for a token; their probabilities are scaled to sum to 1."""
+    expert_ffn_hidden_size: int = 0
+    """Inner width of one expert's SwiGLU MLP."""
+    router_aux_loss_coef: float = 0.001
+    """Weight of the loss that keeps experts equally busy; 0 switches it off."""
     rope_theta: float = 5e6
     """Rotary base."""
     rms_norm_eps: float = 1e-6
@@ -86,3 +94,8 @@ class ModelConfig:
     """`<|vision_start|>`."""
     vision_end_token_id: int = 151653
     """`<|vision_end|>`."""
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the decoder's MLPs are mixtures of experts."""
+        return self.num_experts > 0

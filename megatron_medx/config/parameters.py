@@ -1,8 +1,8 @@
 """Exact parameter counts of the Qwen3-VL architecture, by part.
 
 Pure arithmetic over ModelConfig: no network is built, so a 32B run is counted on a laptop in
-microseconds. tests/unit/config/test_parameters.py holds the counts against transformers'
-`Qwen3VLForConditionalGeneration` built on the meta device.
+microseconds. tests/unit/config/test_parameters.py holds the counts against transformers' own
+networks, dense and mixture of experts, built on the meta device.
 """
 
 from megatron_medx.config.model import ModelConfig
@@ -67,13 +67,35 @@ def deepstack_parameters(model: ModelConfig) -> int:
 
 def decoder_layer_parameters(model: ModelConfig) -> int:
     """One decoder layer: matrices without bias, two RMSNorms, and a norm each for query and key heads."""
-    return decoder_layer_matrices(model) + 2 * model.hidden_size + 2 * model.head_dim
+    matrices = decoder_layer_matrices(model) + router_layer_parameters(model) + expert_layer_matrices(model)
+    return matrices + 2 * model.hidden_size + 2 * model.head_dim
 
 
 def decoder_layer_matrices(model: ModelConfig) -> int:
-    """The matrices of one decoder layer: query and output, key and value, the three of SwiGLU."""
+    """What tensor parallelism slices of a decoder layer: the four of attention, and the three of a dense SwiGLU MLP."""
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    return model.hidden_size * (2 * queries + 2 * keys + 3 * model.ffn_hidden_size)
+    dense = 0 if model.is_moe else 3 * model.ffn_hidden_size
+    return model.hidden_size * (2 * queries + 2 * keys + dense)
+
+
+def router_layer_parameters(model: ModelConfig) -> int:
+    """The router of a decoder layer, a copy on every tensor rank; 0 in a dense network."""
+    return model.num_experts * model.hidden_size
+
+
+def expert_layer_matrices(model: ModelConfig) -> int:
+    """All experts of a decoder layer: expert parallelism deals them out whole; 0 in a dense network."""
+    return model.num_experts * _expert_matrices(model)
+
+
+def active_layer_matrices(model: ModelConfig) -> int:
+    """What one token is multiplied with in a decoder layer: of the experts only those that its router chooses."""
+    chosen = model.experts_per_token * _expert_matrices(model)
+    return decoder_layer_matrices(model) + router_layer_parameters(model) + chosen
+
+
+def _expert_matrices(model: ModelConfig) -> int:
+    return 3 * model.hidden_size * model.expert_ffn_hidden_size
 
 
 def _merger_mlp(model: ModelConfig) -> int:

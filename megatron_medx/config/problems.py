@@ -26,8 +26,12 @@ class Problem:
     """True when ranks and axes are at fault, not the recipe."""
 
 
-def raise_problems(problems: list[Problem]) -> None:
+def raise_problems(problems: list[Problem], hint: str = "") -> None:
     """Raise one error that names every problem; return when there is none.
+
+    Args:
+        problems: what is wrong.
+        hint: what would mend all of them at once; the message ends with it.
 
     Raises:
         ParallelismError: all problems are of the grid.
@@ -36,13 +40,16 @@ def raise_problems(problems: list[Problem]) -> None:
     if not problems:
         return
     kind: type[MedxError] = ParallelismError if all(p.of_the_grid for p in problems) else ConfigError
+    hint = f"; {hint}" if hint else ""
     if len(problems) == 1:
-        raise kind(problems[0].found, problems[0].needed, problems[0].do)
+        raise kind(problems[0].found, problems[0].needed, problems[0].do + hint)
     entries = [
         f"  {number}. found:  {p.found}\n     needed: {p.needed}\n     do:     {p.do}"
         for number, p in enumerate(problems, start=1)
     ]
-    raise kind("\n".join([f"{len(problems)} problems", *entries]), "none of these", "mend each, then start again")
+    raise kind(
+        "\n".join([f"{len(problems)} problems", *entries]), "none of these", f"mend each, then start again{hint}"
+    )
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

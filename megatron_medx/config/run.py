@@ -45,6 +45,12 @@ class DataSection:
     """Images are scaled up to at least this area (width x height, px)."""
     max_pixels: int = 16777216
     """Images are scaled down to at most this area (width x height, px)."""
+    sample_align_tokens: int = 1
+    """Each sample is padded to a multiple of so many tokens inside its row.
+
+    Context parallelism cuts every sample into 2 x parallel.context equal pieces and needs a multiple of that. It is a
+    number of the run, not of the grid, so that rows hold the same samples whatever the grid.
+    """
     max_bad_fraction: float = 0.0
     """Share of unreadable samples that is skipped (each is logged) before the run stops. 0 stops at the first."""
 
@@ -61,10 +67,14 @@ class ParallelSection:
     """Stages the decoder's layers are cut into."""
     virtual_pipeline: int = 1
     """Model chunks per stage (interleaved schedule); 1 is the plain schedule."""
+    first_stage_layers: int | None = None
+    """Decoder layers of the first stage, which also carries tower and embedding; None means as many as the others."""
+    last_stage_layers: int | None = None
+    """Decoder layers of the last stage, which also carries output layer and loss; None means as many as the others."""
     context: int = 1
     """Ranks that share one row's tokens."""
     expert: int = 1
-    """Ranks that share the experts of a mixture-of-experts layer."""
+    """Ranks that share the experts of a mixture-of-experts layer; they are taken from tensor x context x data."""
 
     @property
     def data(self) -> int:
@@ -87,9 +97,11 @@ class OptimizerSection:
     min_lr: float = 0.0
     """Learning rate at the end of the decay (scaled with each part's peak)."""
     schedule: str = "cosine"
-    """`cosine`, `linear` or `constant`, after warm-up."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up from 0."""
+    """After warm-up: `cosine`, `linear`, `constant`, or `wsd` (stable, then decayed to min_lr in the last steps)."""
+    warmup_tokens: int = 0
+    """Linear warm-up from 0, in token slots (global_batch_rows x seq_len_tokens a step); whole steps, rounded up."""
+    decay_tokens: int = 0
+    """Token slots of the decay at the end of a `wsd` schedule; whole steps, rounded up."""
     weight_decay: float = 0.1
     """Decoupled weight decay; norms and biases have none."""
     beta1: float = 0.9
@@ -116,6 +128,19 @@ class TrainingSection:
     """Parts that are not trained: any of `vision`, `merger`, `language`."""
     recompute: str = "none"
     """Activation recomputation of the decoder: `none`, `selective` (core attention) or `full`."""
+    recompute_vision: str = "none"
+    """The same for the vision tower."""
+    loss_average: str = "token"
+    """How token losses of a global batch are averaged: per `token`, per `sample`, or `sqrt` between the two.
+
+    With n_s trained tokens in sample s and p = 0 (token), 1 (sample) or 1/2 (sqrt):
+    loss = sum_s n_s^-p sum_i l_si / sum_s n_s^(1-p). Samples without trained tokens do not count.
+    """
+    on_bad_loss: str = "stop"
+    """A step whose loss or gradient is NaN or infinite: `stop` the run before anything is saved, or `skip` the update.
+
+    Either way its sample ids go to the screen and to `bad_steps.jsonl`.
+    """
 
 
 @dataclass(kw_only=True, slots=True)
@@ -125,7 +150,13 @@ class CheckpointSection:
     every_steps: int = 100
     """Save after every so many steps, and always after the last."""
     start_from: str = ""
-    """Checkpoint folder whose weights (not optimizer, not step) the run starts from. Empty means seeded weights."""
+    """What the run starts from, at step 0: a run folder, a Megatron checkpoint or a Hugging Face directory.
+
+    A run folder and a checkpoint's root mean their newest step, an `iter_` folder means itself; a Hugging Face directory
+    is converted at launch. Empty means seeded weights.
+    """
+    carry_optimizer: bool = False
+    """Also take Adam's moments from `start_from`; the schedule starts anew all the same."""
     async_save: bool = False
     """Write checkpoints from a background process while training goes on."""
 
@@ -154,6 +185,21 @@ class RunConfig:
     log: LogSection = field(default_factory=LogSection)
     megatron: dict[str, object] = field(default_factory=dict)
     """Any Megatron argument without a name here, under Megatron's own name: `megatron.overlap_grad_reduce=true`."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Token slots of a global batch: what warm-up and decay are counted in."""
+        return self.training.global_batch_rows * self.data.seq_len_tokens
+
+    @property
+    def warmup_steps(self) -> int:
+        """`optimizer.warmup_tokens` in whole steps, rounded up."""
+        return -(-self.optimizer.warmup_tokens // self.tokens_per_step)
+
+    @property
+    def decay_steps(self) -> int:
+        """`optimizer.decay_tokens` in whole steps, rounded up."""
+        return -(-self.optimizer.decay_tokens // self.tokens_per_step)
 
     @property
     def run_folder(self) -> Path:

@@ -1,7 +1,6 @@
-"""Tables of what single fields may hold: bounds, choices, and what this version does not do yet.
+"""Tables of what single fields may hold: bounds and choices.
 
-`checks.py` walks over these tables; rules that relate several fields live there. To lift a limit of
-this version, change or remove its row in NOT_YET.
+`checks.py` walks over these tables; rules that relate several fields live there and in `grid.py`.
 """
 
 from dataclasses import dataclass
@@ -56,7 +55,12 @@ BOUNDS: dict[str, Bound] = {
     "model.vision.merge_size": AT_LEAST_1,
     "model.vision.num_position_embeddings": AT_LEAST_1,
     "model.vision.in_channels": AT_LEAST_1,
+    "model.num_experts": AT_LEAST_0,
+    "model.experts_per_token": AT_LEAST_0,
+    "model.expert_ffn_hidden_size": AT_LEAST_0,
+    "model.router_aux_loss_coef": AT_LEAST_0,
     "data.seq_len_tokens": AT_LEAST_1,
+    "data.sample_align_tokens": AT_LEAST_1,
     "data.min_pixels": AT_LEAST_1,
     "data.max_pixels": AT_LEAST_1,
     "data.max_bad_fraction": SHARE,
@@ -64,6 +68,8 @@ BOUNDS: dict[str, Bound] = {
     "parallel.tensor": AT_LEAST_1,
     "parallel.pipeline": AT_LEAST_1,
     "parallel.virtual_pipeline": AT_LEAST_1,
+    "parallel.first_stage_layers": AT_LEAST_1,
+    "parallel.last_stage_layers": AT_LEAST_1,
     "parallel.context": AT_LEAST_1,
     "parallel.expert": AT_LEAST_1,
     "optimizer.lr": ABOVE_0,
@@ -71,7 +77,8 @@ BOUNDS: dict[str, Bound] = {
     "optimizer.merger_lr": ABOVE_0,
     "optimizer.language_lr": ABOVE_0,
     "optimizer.min_lr": AT_LEAST_0,
-    "optimizer.warmup_steps": AT_LEAST_0,
+    "optimizer.warmup_tokens": AT_LEAST_0,
+    "optimizer.decay_tokens": AT_LEAST_0,
     "optimizer.weight_decay": AT_LEAST_0,
     "optimizer.beta1": SHARE,
     "optimizer.beta2": SHARE,
@@ -87,15 +94,12 @@ BOUNDS: dict[str, Bound] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "training.precision": ("bf16", "fp32"),
     "training.recompute": ("none", "selective", "full"),
-    "optimizer.schedule": ("cosine", "linear", "constant"),
+    "training.recompute_vision": ("none", "selective", "full"),
+    "training.loss_average": ("token", "sample", "sqrt"),
+    "training.on_bad_loss": ("stop", "skip"),
+    "optimizer.schedule": ("cosine", "linear", "constant", "wsd"),
 }
 """Key -> the texts it may hold."""
-
-NOT_YET: dict[str, tuple[int, str]] = {
-    "parallel.context": (1, "context parallelism"),
-    "parallel.virtual_pipeline": (1, "the interleaved pipeline schedule"),
-}
-"""Key -> (largest value this version supports, what a larger one would mean)."""
 
 
 def value_of(config: RunConfig, key: str) -> object:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_medx.data.images import image_size, read_image
 from megatron_medx.data.patches import Patcher, num_image_tokens
+from megatron_medx.data.plan import aligned_tokens
 from megatron_medx.data.samples import ImagePart, Sample
 from megatron_medx.errors import DataError
 
@@ -49,7 +50,9 @@ class SampleEncoder:
     folder: Path
     """The data folder; image paths are relative to it."""
     seq_len_tokens: int
-    """Longest sample allowed, in text and image tokens."""
+    """Longest sample allowed, in text and image tokens, rounded up as below."""
+    sample_align_tokens: int = 1
+    """What the row rounds a sample up to; no token here is added for it."""
 
     def length(self, sample: Sample) -> int:
         """Tokens `encode` will give, from the text and the headers of the image files.
@@ -97,9 +100,11 @@ class SampleEncoder:
         repeats = torch.ones_like(tokens)
         repeats[is_image] = torch.tensor(counts, dtype=torch.int64)
         length = int(repeats.sum())
-        if length > self.seq_len_tokens:
+        aligned = aligned_tokens(length, self.sample_align_tokens)
+        if aligned > self.seq_len_tokens:
+            rounded = f" (rounded up to {aligned})" if aligned > length else ""
             raise DataError(
-                f"sample {sample.sample_id} has {length} tokens, {sum(counts)} of them of {len(grids)} images",
+                f"sample {sample.sample_id} has {length} tokens{rounded}, {sum(counts)} of them of {len(grids)} images",
                 f"at most data.seq_len_tokens = {self.seq_len_tokens}",
                 "raise data.seq_len_tokens, lower data.max_pixels, or split the sample",
             )

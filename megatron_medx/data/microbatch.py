@@ -13,8 +13,8 @@ import torch
 class Microbatch:
     """One row of concatenated samples: what one data-parallel rank computes in one forward pass.
 
-    Attention and positions restart at each sample (`cu_seqlens`). The row's tail may be padding: it is
-    the last segment, its tokens weigh nothing and see only one another.
+    Attention and positions restart at each sample (`cu_seqlens`). A sample's segment may end in alignment tokens, and
+    the row's tail may be padding, a segment of its own: these tokens weigh nothing, and no other token sees them.
     """
 
     tokens_1S: torch.Tensor
@@ -35,3 +35,5 @@ class Microbatch:
     """(M,) int64 positions in S of the image placeholder tokens, ascending."""
     sample_ids: list[str]
     """The N samples, in order."""
+    sample_tokens: list[int]
+    """Tokens of each of the N samples, alignment not counted."""

@@ -1,7 +1,8 @@
 """Which samples form row j of a run: a pure function of (lengths, seed, j), with no buffer and no hidden state.
 
-Comes in: the length of every sample. Goes out: sample indices for any row of the endless run, in any order of asking.
-Resume is one integer, and the number of ranks plays no part: ranks ask for the rows they are dealt.
+Comes in: the length of every sample, and what lengths are rounded up to. Goes out: sample indices for any row of the
+endless run, in any order of asking. Resume is one integer, and the number of ranks plays no part: ranks ask for the
+rows they are dealt.
 """
 
 from bisect import bisect_left, insort
@@ -17,19 +18,21 @@ class RowPlan:
     equally long, so that row j is found without counting through the epochs before it.
 
     Args:
-        lengths: tokens of each sample; each at most `seq_len_tokens`.
+        lengths: tokens of each sample; rounded up, each at most `seq_len_tokens`.
         seq_len_tokens: capacity of a row.
         packing: False puts one sample into each row.
         seed: of the joining and of the order.
+        sample_align_tokens: a sample takes its length of the row, rounded up to a multiple of this.
     """
 
-    def __init__(self, lengths: list[int], seq_len_tokens: int, packing: bool, seed: int):
-        assert lengths and max(lengths) <= seq_len_tokens, "encode refuses samples that are longer than a row"
-        self._lengths = np.asarray(lengths, dtype=np.int64)
+    def __init__(self, lengths: list[int], seq_len_tokens: int, packing: bool, seed: int, sample_align_tokens: int = 1):
+        aligned = [aligned_tokens(length, sample_align_tokens) for length in lengths]
+        assert aligned and max(aligned) <= seq_len_tokens, "encode refuses samples that are longer than a row"
+        self._num_tokens = sum(lengths)
         self._seq_len_tokens = seq_len_tokens
         self._seed = seed
         if packing:
-            self._rows = _join(self._lengths, seq_len_tokens, seeded_order(len(lengths), seed, stream=0))
+            self._rows = _join(aligned, seq_len_tokens, seeded_order(len(lengths), seed, stream=0))
         else:
             self._rows = [[index] for index in range(len(lengths))]
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)  # the last order asked for, only to be quick
@@ -41,8 +44,8 @@ class RowPlan:
 
     @property
     def waste(self) -> float:
-        """Share of the rows' capacity that no token fills, 0..1."""
-        return 1 - int(self._lengths.sum()) / (self.rows_per_epoch * self._seq_len_tokens)
+        """Share of the rows' capacity that no sample's token fills, 0..1; alignment is waste."""
+        return 1 - self._num_tokens / (self.rows_per_epoch * self._seq_len_tokens)
 
     def row(self, j: int) -> list[int]:
         """Sample indices of the j-th row of the run, j from 0 without end."""
@@ -50,6 +53,11 @@ class RowPlan:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, seeded_order(self.rows_per_epoch, self._seed, stream=epoch + 1)
         return list(self._rows[self._order[place]])
+
+
+def aligned_tokens(tokens: int, multiple: int) -> int:
+    """Return `tokens` rounded up to a multiple: (5, 4) gives 8, (8, 4) gives 8."""
+    return -(-tokens // multiple) * multiple
 
 
 def seeded_order(count: int, seed: int, stream: int) -> np.ndarray:
@@ -62,7 +70,7 @@ def seeded_order(count: int, seed: int, stream: int) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def _join(lengths: np.ndarray, capacity: int, order: np.ndarray) -> list[list[int]]:
+def _join(lengths: list[int], capacity: int, order: np.ndarray) -> list[list[int]]:
     """Best fit: each sample, in the given order, goes into the fullest row that still has room, else into a new one.
 
     Example (capacity 10, lengths in order 6, 5, 4, 3, 2): rows [6, 4], [5, 3, 2].
@@ -70,7 +78,7 @@ def _join(lengths: np.ndarray, capacity: int, order: np.ndarray) -> list[list[in
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens free, row), ascending
     for index in order.tolist():
-        length = int(lengths[index])
+        length = lengths[index]
         fit = bisect_left(room, (length, -1))
         if fit < len(room):
             free, row = room.pop(fit)

@@ -85,8 +85,10 @@ def _cards(dataset: RowDataset, num_samples: int) -> list[_Card]:
         batch = dataset[j]
         patches_of_image = batch.pixels_PC.split(batch.grids_I3.prod(dim=1).tolist())
         images = list(zip(patches_of_image, batch.grids_I3, strict=True))
-        starts = batch.cu_seqlens.tolist()
-        for sample_id, start, end in zip(batch.sample_ids, starts, starts[1:], strict=False):
+        # a padded tail has a start too, but no sample
+        segments = zip(batch.sample_ids, batch.cu_seqlens.tolist(), batch.sample_tokens, strict=False)
+        for sample_id, start, num_tokens in segments:
+            end = start + num_tokens
             tokens = batch.tokens_1S[0, start:end]
             # the weight of a token stands at the place that predicts it
             learned = torch.cat([torch.zeros(1), batch.loss_weights_1S[0, start : end - 1]]) > 0
@@ -96,7 +98,7 @@ def _cards(dataset: RowDataset, num_samples: int) -> list[_Card]:
                 pixels_PC, grid_3 = images.pop(0)
                 left -= num_image_tokens(grid_3.tolist(), patcher.merge_size)
                 pictures.append(patcher.unpatchify(pixels_PC, grid_3))
-            cards.append(_Card(sample_id, pictures, end - start, _words(tokens, learned, tokenizer)))
+            cards.append(_Card(sample_id, pictures, num_tokens, _words(tokens, learned, tokenizer)))
     return cards[:num_samples]
 
 

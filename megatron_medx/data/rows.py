@@ -6,6 +6,7 @@ counted and named in the log; what takes its place is a function of the row inde
 """
 
 import logging
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from megatron_medx.config.run import DataSection, RunConfig
 from megatron_medx.data.chat import EncodedSample, SampleEncoder
 from megatron_medx.data.microbatch import Microbatch
 from megatron_medx.data.patches import Patcher
-from megatron_medx.data.plan import RowPlan
+from megatron_medx.data.plan import RowPlan, aligned_tokens
 from megatron_medx.data.positions import mrope_positions
 from megatron_medx.data.samples import Sample, read_samples
 from megatron_medx.errors import ConfigError, DataError
@@ -32,6 +33,7 @@ def collate(
     image_token_id: int,
     merge_size: int,
     pad_token_id: int = 0,
+    sample_align_tokens: int = 1,
     align_tokens: int = 1,
     pad_to_tokens: int | None = None,
 ) -> Microbatch:
@@ -40,52 +42,64 @@ def collate(
     Args:
         samples: at least one; their order is kept.
         image_token_id, merge_size: of the model.
-        pad_token_id, align_tokens: the row is padded with this token to a multiple of so many.
-        pad_to_tokens: pad to exactly this many tokens instead (a multiple of align_tokens).
+        pad_token_id, sample_align_tokens: each sample's segment is padded with this token to a multiple of so many.
+        align_tokens: behind the last segment the row is padded to a multiple of this.
+        pad_to_tokens: pad the row to exactly this many tokens instead (a multiple of align_tokens).
 
     Example: samples [5, 6, 7] (weights 0, 1, 1) and [8, 9] (weights 0, 1), align_tokens 4:
 
         tokens      5 6 7 8 9 0 0 0
         labels      6 7 0 9 0 0 0 0      the next token of the same sample
         weights     1 1 0 1 0 0 0 0      the weight of that next token
+        positions   0 1 2 0 1 0 1 2      from 0 in every segment (here without images, in all three axes)
         cu_seqlens  0 3 5 8              the tail is a segment of its own
 
+    With sample_align_tokens 4 the tokens are 5 6 7 0 8 9 0 0 and cu_seqlens 0 4 8; sample_tokens stay 3 2.
+
     Raises:
-        DataError: the samples have more than pad_to_tokens tokens.
+        DataError: the samples, aligned, have more than pad_to_tokens tokens.
     """
-    num_tokens = sum(len(sample.tokens_S) for sample in samples)
-    length = -(-num_tokens // align_tokens) * align_tokens if pad_to_tokens is None else pad_to_tokens
-    if num_tokens > length:
+    borders = [0, *accumulate(aligned_tokens(len(sample.tokens_S), sample_align_tokens) for sample in samples)]
+    length = aligned_tokens(borders[-1], align_tokens) if pad_to_tokens is None else pad_to_tokens
+    if borders[-1] > length:
         raise DataError(
-            f"a row of {num_tokens} tokens (samples {', '.join(sample.sample_id for sample in samples)})",
+            f"a row of {borders[-1]} tokens (samples {', '.join(sample.sample_id for sample in samples)})",
             f"at most {length} tokens",
             "raise data.seq_len_tokens",
         )
-    tokens, labels, weights = (torch.zeros(length, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32))
-    tokens[num_tokens:] = pad_token_id
-    positions, starts, at = [], [0], 0
-    for sample in samples:
-        end = at + len(sample.tokens_S)
-        tokens[at:end] = sample.tokens_S
-        weights[at : end - 1] = sample.loss_weights_S[1:]
-        labels[at : end - 1] = torch.where(sample.loss_weights_S[1:] > 0, sample.tokens_S[1:], 0)
-        positions.append(mrope_positions(sample.tokens_S, sample.grids_I3, image_token_id, merge_size))
-        starts.append(end)
-        at = end
-    if at < length:
-        positions.append(torch.arange(length - at).expand(3, -1))
-        starts.append(length)
+    tokens = torch.full((length,), pad_token_id)
+    labels, weights = torch.zeros_like(tokens), torch.zeros(length)
+    positions = torch.empty(3, length, dtype=torch.int64)
+    for sample, (start, end) in zip(samples, pairwise(borders), strict=True):
+        segment = slice(start, end)
+        _write(sample, tokens[segment], labels[segment], weights[segment])
+        positions[:, segment] = mrope_positions(tokens[segment], sample.grids_I3, image_token_id, merge_size)
+    positions[:, borders[-1] :] = torch.arange(length - borders[-1])
     return Microbatch(
         tokens_1S=tokens[None],
         labels_1S=labels[None],
         loss_weights_1S=weights[None],
-        positions_3S=torch.cat(positions, dim=1),
-        cu_seqlens=torch.tensor(starts, dtype=torch.int32),
+        positions_3S=positions,
+        cu_seqlens=torch.tensor(sorted({*borders, length}), dtype=torch.int32),
         pixels_PC=torch.cat([sample.pixels_PC for sample in samples]),
         grids_I3=torch.cat([sample.grids_I3 for sample in samples]),
         vision_index_M=(tokens == image_token_id).nonzero()[:, 0],
         sample_ids=[sample.sample_id for sample in samples],
+        sample_tokens=[len(sample.tokens_S) for sample in samples],
     )
+
+
+def _write(sample: EncodedSample, tokens_L: torch.Tensor, labels_L: torch.Tensor, weights_L: torch.Tensor) -> None:
+    """Write a sample to the start of its segment; what it does not fill stays padding, with label and weight 0.
+
+    Example: [5, 6, 7] with weights 0, 1, 1 in a segment of 4 gives tokens 5 6 7 0, labels 6 7 0 0, weights 1 1 0 0.
+    Positions, worked out from these tokens, count on through the padding as through text: 0 1 2 3.
+    """
+    end = len(sample.tokens_S)
+    learned = sample.loss_weights_S[1:]
+    tokens_L[:end] = sample.tokens_S
+    weights_L[: end - 1] = learned
+    labels_L[: end - 1] = torch.where(learned > 0, sample.tokens_S[1:], 0)
 
 
 class RowDataset(Dataset):
@@ -94,7 +108,7 @@ class RowDataset(Dataset):
     Args:
         encoder: encodes the samples of the data folder.
         samples: all of them.
-        data: packing, lengths, tolerance.
+        data: packing, lengths, alignment of samples, tolerance.
         model: special token ids and merge size.
         seed: of the order.
         align_tokens: rows are padded to a multiple of this.
@@ -123,11 +137,12 @@ class RowDataset(Dataset):
             "image_token_id": model.image_token_id,
             "merge_size": model.vision.merge_size,
             "pad_token_id": encoder.tokenizer.pad_token_id,
+            "sample_align_tokens": data.sample_align_tokens,
             "align_tokens": align_tokens,
             "pad_to_tokens": pad_to_tokens,
         }
         self.samples, lengths = self._measure(samples)
-        self.plan = RowPlan(lengths, data.seq_len_tokens, data.packing, seed)
+        self.plan = RowPlan(lengths, data.seq_len_tokens, data.packing, seed, data.sample_align_tokens)
 
     def __getitem__(self, j: int) -> Microbatch:
         """The microbatch of row j.
@@ -213,7 +228,7 @@ def build_row_dataset(config: RunConfig, align_tokens: int, pad_to_tokens: int |
     tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
     patcher = Patcher.from_directory(processor, data.min_pixels, data.max_pixels)
     _check_against_model(processor, len(tokenizer), patcher, config.model)
-    encoder = SampleEncoder(tokenizer, patcher, Path(data.path), data.seq_len_tokens)
+    encoder = SampleEncoder(tokenizer, patcher, Path(data.path), data.seq_len_tokens, data.sample_align_tokens)
     return RowDataset(encoder, samples, data, config.model, config.run.seed, align_tokens, pad_to_tokens)
 
 

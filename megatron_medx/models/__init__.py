@@ -12,5 +12,5 @@ Shape suffixes used throughout, in the order of the dimensions:
     K  DeepStack levels
 
 Reading order: qwen3_vl.py, vision.py, merger.py, rotary.py, specs.py, layers.py, megatron_config.py,
-initial_weights.py.
+auxiliary_loss.py, initial_weights.py.
 """

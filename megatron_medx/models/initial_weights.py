@@ -44,19 +44,26 @@ def set_initial_weights(stage: Qwen3VLModel, seed: int) -> None:
 
 
 def initial_slice(shard: ShardedTensor, seed: int, model: ModelConfig) -> Tensor:
-    """The slice of the whole tensor that `shard` describes, float32, shape `shard.local_shape`."""
-    start, rows = shard.global_offset[0], shard.local_shape[0]
-    std = initial_std(shard.key, len(shard.global_shape), model)
+    """The slice of the whole tensor that `shard` describes, float32, shape `shard.local_shape`.
+
+    An expert's matrix is a whole tensor of its own, named by the expert's number (in the checkpoint the experts of a
+    layer are stacked: `global_shape` and `global_offset` have that axis in front, `local_shape` does not).
+    """
+    stacked = shard.prepend_axis_num
+    name = "/".join((shard.key, *map(str, shard.global_offset[:stacked])))
+    shape, offset = shard.global_shape[stacked:], shard.global_offset[stacked:]
+    std = initial_std(shard.key, len(shape), model)
     if std is None:
         constant = 1.0 if shard.key.endswith("weight") else 0.0
         return torch.full(shard.local_shape, constant)
+    start, rows = offset[0], shard.local_shape[0]
     blocks = []
     for block in range(start // BLOCK_ROWS, math.ceil((start + rows) / BLOCK_ROWS)):
         first = block * BLOCK_ROWS
-        height = min(BLOCK_ROWS, shard.global_shape[0] - first)
-        drawn = torch.randn(height, *shard.global_shape[1:], generator=_generator(seed, shard.key, block))
+        height = min(BLOCK_ROWS, shape[0] - first)
+        drawn = torch.randn(height, *shape[1:], generator=_generator(seed, name, block))
         blocks.append(drawn[max(start - first, 0) : start + rows - first])
-    columns = tuple(slice(o, o + n) for o, n in zip(shard.global_offset[1:], shard.local_shape[1:], strict=True))
+    columns = tuple(slice(o, o + n) for o, n in zip(offset[1:], shard.local_shape[1:], strict=True))
     return torch.cat(blocks)[(slice(None), *columns)] * std
 
 
@@ -67,12 +74,12 @@ def initial_std(key: str, num_dims: int, model: ModelConfig) -> float | None:
     """
     if num_dims == 1:
         return None
-    if key.endswith(("linear_proj.weight", "mlp.linear_fc2.weight")):
+    if key.endswith(("linear_proj.weight", "mlp.linear_fc2.weight", "experts.linear_fc2.weight")):
         num_layers = model.vision.num_layers if key.startswith("vision.") else model.num_layers
         return STD / math.sqrt(2 * num_layers)
     return STD
 
 
-def _generator(seed: int, key: str, block: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{key}/{block}".encode()).digest()
+def _generator(seed: int, name: str, block: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}/{block}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))

@@ -9,11 +9,15 @@ import math
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
+
+from megatron_medx.parallel.context import place_in_gathered_row
 
 
 class RMSNorm(torch.nn.Module):
@@ -47,7 +51,11 @@ class LayerNorm(torch.nn.Module):
 
 
 class PackedAttention(MegatronModule):
-    """Core attention over `scaled_dot_product_attention` for packed rows: each segment attends only to itself."""
+    """Core attention over `scaled_dot_product_attention` for packed rows: each segment attends only to itself.
+
+    Under context parallelism each rank has the queries of its own tokens (parallel/context.py) and gathers the keys and
+    values of all; the gather's backward pass sums their gradients over the ranks.
+    """
 
     def __init__(
         self,
@@ -63,6 +71,7 @@ class PackedAttention(MegatronModule):
         super().__init__(config)
         self.is_causal = attn_mask_type == AttnMaskType.causal
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
+        self.cp_group = pg_collection.cp
 
     def forward(
         self,
@@ -77,25 +86,44 @@ class PackedAttention(MegatronModule):
         """Attend within each segment of the row.
 
         Args:
-            query: (S, N, D).
-            key, value: (S, N_kv, D); N is a multiple of N_kv.
+            query: (L, N, D), L tokens of this rank: S / c.
+            key, value: (L, N_kv, D); N is a multiple of N_kv.
             attention_mask, attention_bias: unused, part of Megatron's interface.
-            packed_seq_params: `cu_seqlens_q` holds the segment borders, 0 first and S last.
+            packed_seq_params: `cu_seqlens_q` holds the segment borders of the whole row, 0 first and S last.
 
         Returns:
-            (S, N * D).
+            (L, N * D).
         """
+        ranks = self.cp_group.size()
+        borders = packed_seq_params.cu_seqlens_q
+        if ranks > 1:
+            order = place_in_gathered_row(borders, ranks)
+            # One gather for both; on each rank only its own queries' part of the gradient arises.
+            joined = gather_from_sequence_parallel_region(torch.cat((key, value), dim=1), group=self.cp_group)
+            key, value = joined.index_select(0, order).chunk(2, dim=1)
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             # torch's CPU flash kernel takes equal head counts only; its grouped path materializes all scores.
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
-        segments = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
-        outputs = [self._attend(*segment) for segment in segments]
-        return torch.cat(outputs).flatten(1)
+        lengths = borders.diff().tolist()
+        queries = query.split([length // ranks for length in lengths])
+        segments = zip(queries, key.split(lengths), value.split(lengths), strict=True)
+        attend = self._attend if ranks == 1 else self._attend_two_pieces
+        return torch.cat([attend(*segment) for segment in segments]).flatten(1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One segment: (L, N, D) each, to (L, N, D)."""
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One segment, or one piece of one: (L, N, D) queries over (L', N, D) keys, to (L, N, D)."""
         heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
-        out = scaled_dot_product_attention(*heads_first, is_causal=self.is_causal, scale=self.scale)
+        is_causal = self.is_causal and mask is None
+        out = scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=is_causal, scale=self.scale)
         return out.squeeze(0).transpose(0, 1)
+
+    def _attend_two_pieces(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One segment of which this rank has an early and a late piece of queries: each sees the keys up to itself."""
+        ranks, rank = self.cp_group.size(), self.cp_group.rank()
+        outputs = []
+        for piece, index in zip(query.chunk(2), (rank, 2 * ranks - 1 - rank), strict=True):
+            end = (index + 1) * len(piece)
+            mask = causal_lower_right(len(piece), end)
+            outputs.append(self._attend(piece, key[:end], value[:end], mask))
+        return torch.cat(outputs)

@@ -35,6 +35,23 @@ def decoder_architecture(model: ModelConfig) -> dict[str, Any]:
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "rotary_interleaved": False,
+    } | _mixture_of_experts(model)
+
+
+def _mixture_of_experts(model: ModelConfig) -> dict[str, Any]:
+    """The part of the architecture that a dense decoder lacks."""
+    if not model.is_moe:
+        return {"num_moe_experts": None}
+    return {
+        "num_moe_experts": model.num_experts,
+        "moe_router_topk": model.experts_per_token,
+        "moe_ffn_hidden_size": model.expert_ffn_hidden_size,
+        "moe_router_score_function": "softmax",
+        # The softmax over the chosen experts' logits is the softmax over all of them, scaled to sum to 1.
+        "moe_router_pre_softmax": False,
+        "moe_router_load_balancing_type": "aux_loss" if model.router_aux_loss_coef else "none",
+        "moe_aux_loss_coeff": model.router_aux_loss_coef,
+        "moe_router_dtype": "fp32",
     }
 
 
@@ -52,15 +69,28 @@ def decoder_config(model: ModelConfig, **settings: Any) -> TransformerConfig:
         "persist_layer_norm": False,
         "apply_rope_fusion": False,
         "hetereogenous_dist_checkpoint": True,  # layers are numbered in checkpoint names
+        "moe_token_dispatcher_type": "alltoall",
+        "expert_tensor_parallel_size": 1,  # experts are narrow: they are dealt to ranks, never sliced
     }
     return TransformerConfig(**decoder_architecture(model) | defaults | settings)
 
 
-def tower_config(model: ModelConfig, decoder: TransformerConfig) -> TransformerConfig:
+RECOMPUTE = {
+    "none": {"recompute_granularity": None, "recompute_method": None, "recompute_num_layers": None},
+    "selective": {"recompute_granularity": "selective", "recompute_method": None, "recompute_num_layers": None},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+"""Our names of activation recomputation -> Megatron's settings; `selective` recomputes the core attention."""
+
+
+def tower_config(model: ModelConfig, decoder: TransformerConfig, recompute: str = "none") -> TransformerConfig:
     """Configuration of the vision tower beside a decoder's: one stage, not sliced, same precision.
 
     The decoder's configuration is complete (Megatron has derived and checked its fields), so it is copied and the
     facts of the tower are written over it.
+
+    Args:
+        recompute: one of RECOMPUTE.
     """
     config = copy.copy(decoder)
     facts = {
@@ -81,13 +111,16 @@ def tower_config(model: ModelConfig, decoder: TransformerConfig) -> TransformerC
         "pipeline_model_parallel_size": 1,
         "virtual_pipeline_model_parallel_size": None,
         "context_parallel_size": 1,
+        "expert_model_parallel_size": 1,
+        "num_moe_experts": None,
         "sequence_parallel": False,
         "pipeline_model_parallel_layout": None,
         "num_layers_in_first_pipeline_stage": None,
         "num_layers_in_last_pipeline_stage": None,
-        "recompute_granularity": None,
+        "recompute_modules": ["core_attn"],
         "fp8": None,
     }
+    facts |= RECOMPUTE[recompute]
     for name, value in facts.items():
         assert hasattr(config, name), f"TransformerConfig of this megatron-core has no field {name}"
         setattr(config, name, value)

@@ -2,6 +2,9 @@
 
 Input is one packed row (see data/microbatch.py); output is the loss of every token, or the hidden states of a pipeline
 stage that is not the last. The tower and the mergers live on the first stage, the loss on the last.
+
+Ranks that share a row (context c x tensor t) are given all of it. Of its S tokens each context rank computes
+L = S / c (parallel/context.py), and of these, under sequence parallelism, each tensor rank holds L / t between layers.
 """
 
 import torch
@@ -11,17 +14,20 @@ from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import ColumnParallelLinear, scatter_to_sequence_parallel_region
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.transformer_block import TransformerBlock, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_medx.config.model import ModelConfig
+from megatron_medx.models.auxiliary_loss import weigh_auxiliary_losses
+from megatron_medx.models.images import encode_images, mark_as_shared
 from megatron_medx.models.megatron_config import tower_config
 from megatron_medx.models.merger import Mergers
 from megatron_medx.models.rotary import mrope_angles
 from megatron_medx.models.specs import LayerSpecs
 from megatron_medx.models.vision import VisionTower, packed_segments
+from megatron_medx.parallel.context import tokens_of_rank
 
 PART_PREFIXES = {
     "vision": ("vision.",),
@@ -43,6 +49,7 @@ class Qwen3VLModel(LanguageModule):
         pre_process: this is the first stage (embedding, tower, mergers).
         post_process: this is the last stage (output layer, loss).
         vp_stage: index of the virtual stage, None without interleaving.
+        recompute_vision: activation recomputation of the tower (megatron_config.RECOMPUTE).
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class Qwen3VLModel(LanguageModule):
         pre_process: bool = True,
         post_process: bool = True,
         vp_stage: int | None = None,
+        recompute_vision: str = "none",
     ):
         super().__init__(config, groups)
         self.sizes = model
@@ -62,14 +70,15 @@ class Qwen3VLModel(LanguageModule):
         self.share_embeddings_and_output_weights = model.tie_embeddings
         self.model_type = ModelType.encoder_or_decoder
         if pre_process:
-            self.vision = VisionTower(model, tower_config(model, config), specs, solo_groups)
+            self.vision = VisionTower(model, tower_config(model, config, recompute_vision), specs, solo_groups)
             self.merger = Mergers(model, config)
+            mark_as_shared(self.vision, config.sequence_parallel)
+            mark_as_shared(self.merger, config.sequence_parallel)
             self.embedding = LanguageModelEmbedding(
                 config,
                 model.vocab_size,
                 max_sequence_length=model.max_positions,
                 position_embedding_type="none",
-                scatter_to_sequence_parallel=False,  # image tokens are written in first, on the whole row
                 tp_group=groups.tp,
             )
         num_layers = get_num_layers_to_build(config, vp_stage, groups.pp.rank())
@@ -107,68 +116,71 @@ class Qwen3VLModel(LanguageModule):
         grids_I3: Tensor,
         vision_index_M: Tensor,
         labels_1S: Tensor | None = None,
+        row_weight: Tensor | None = None,
     ) -> Tensor:
         """One microbatch through this stage. Arguments are the fields of `Microbatch`, with the same shapes.
 
+        `row_weight` is the () sum of the row's loss weights, which routers' auxiliary losses are weighed by; without
+        it their scale is Megatron's.
+
+        `cu_seqlens`, `grids_I3` and `vision_index_M` stay on the CPU, where indices are worked out without waiting for
+        the GPU.
+
         Returns:
-            Last stage: (1, S) float32 loss of every token, or (S, 1, V/t) logits when `labels_1S` is None.
-            Other stages: (S, 1, H) hidden states, or (S/t, 1, H) under sequence parallelism.
+            Last stage: (1, L) float32 loss of every token, or (L, 1, V/t) logits when `labels_1S` is None.
+            Other stages: (L, 1, H) hidden states, or (L/t, 1, H) under sequence parallelism.
         """
-        h_S1H, levels_KS1H = None, None
+        device, sizes = tokens_1S.device, self.sizes
+        held_L = tokens_of_rank(cu_seqlens, self.cp_group.size(), self.cp_group.rank())
+        h_L1H, levels_KL1H = None, None
         if self.pre_process:
-            h_S1H, levels_KS1H = self._embed(tokens_1S, pixels_PC, grids_I3, vision_index_M)
-        sizes = self.sizes
-        h_S1H = self.decoder(
-            hidden_states=h_S1H,
+            features_GKH, place_M = encode_images(
+                sizes, self.vision, self.merger, pixels_PC, grids_I3, self.pg_collection
+            )
+            h_L1H = self.embedding(tokens_1S[:, held_L.to(device)], position_ids=None)
+            h_L1H, levels_KL1H = self._write_images(h_L1H, held_L, features_GKH, place_M, vision_index_M)
+        h_L1H = self.decoder(
+            hidden_states=h_L1H,
             attention_mask=None,
-            context=levels_KS1H,
+            context=levels_KL1H,
             rotary_pos_emb=mrope_angles(positions_3S, sizes.head_dim, sizes.rope_theta, sizes.mrope_section),
-            packed_seq_params=packed_segments(cu_seqlens, int(cu_seqlens.diff().max())),
+            packed_seq_params=packed_segments(cu_seqlens.to(device), int(cu_seqlens.diff().max())),
         )
+        if sizes.is_moe and row_weight is not None:
+            weigh_auxiliary_losses(h_L1H, row_weight, tokens_1S.shape[1])
         if not self.post_process:
-            return h_S1H
+            return h_L1H
         weight = self.shared_embedding_or_output_weight() if sizes.tie_embeddings else None
-        logits_S1V, _ = self.output_layer(h_S1H, weight=weight)
+        logits_L1V, _ = self.output_layer(h_L1H, weight=weight)
         if labels_1S is None:
-            return logits_S1V
-        return self.compute_language_model_loss(labels_1S, logits_S1V.float())
+            return logits_L1V
+        return self.compute_language_model_loss(labels_1S[:, held_L.to(device)], logits_L1V.float())
 
-    def _embed(
-        self, tokens_1S: Tensor, pixels_PC: Tensor, grids_I3: Tensor, vision_index_M: Tensor
+    def _write_images(
+        self, h_L1H: Tensor, held_L: Tensor, features_GKH: Tensor, place_M: Tensor, vision_index_M: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Embed microbatch tokens and write the image tokens over their placeholders.
+        """Write image tokens over their placeholders, as far as this rank holds them.
+
+        Args:
+            h_L1H: (L, 1, H) embedded tokens, or (L/t, 1, H) under sequence parallelism.
+            held_L: (L,) positions in the row of this context rank's tokens.
+            features_GKH, place_M: from `encode_images`.
+            vision_index_M: (M,) positions in the row of all image tokens.
 
         Returns:
-            (S, 1, H) decoder input and (K, S, 1, H) DeepStack features (zero at text tokens), None when K is 0;
-            both cut to this rank's S/t tokens under sequence parallelism.
+            The decoder's input and (K, L, 1, H) DeepStack features (zero at text tokens), None when K is 0; both of
+            the first argument's tokens.
         """
-        h_S1H = self.embedding(tokens_1S, position_ids=None)
-        image_MH, levels_MH = self._encode_images(pixels_PC, grids_I3)
-        dtype = h_S1H.dtype
-        h_S1H = h_S1H.index_copy(0, vision_index_M, image_MH.unsqueeze(1).to(dtype))
-        blank = torch.zeros_like(h_S1H)
-        levels = [blank.index_copy(0, vision_index_M, level.unsqueeze(1).to(dtype)) for level in levels_MH]
-        if self.config.sequence_parallel:
-            # Its backward gathers, so the tower receives the gradient of the whole row on every tensor rank.
-            h_S1H, *levels = (scatter_to_sequence_parallel_region(x, group=self.tp_group) for x in (h_S1H, *levels))
-        return h_S1H, torch.stack(levels) if levels else None
-
-    def _encode_images(self, pixels_PC: Tensor, grids_I3: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(M, H) image tokens and K DeepStack levels of all images.
-
-        Where nobody has an image the tower encodes one blank merge block and nothing of it is used: kernels never
-        see an empty input, and every parameter takes part in the backward pass (with a zero gradient), which
-        overlapped gradient reduction waits for.
-        """
-        num_images = grids_I3.shape[0]
-        if num_images == 0:
-            merge = self.sizes.vision.merge_size
-            pixels_PC = pixels_PC.new_zeros(merge**2, self.sizes.vision.patch_dim)
-            grids_I3 = grids_I3.new_tensor([[1, merge, merge]])
-        image_MH, levels_MH = self.merger(*self.vision(pixels_PC, grids_I3))
-        if num_images == 0:
-            image_MH, levels_MH = image_MH[:0], [level[:0] for level in levels_MH]
-        return image_MH, levels_MH
+        held = held_L.split(h_L1H.shape[0])[self.tp_group.rank() if self.config.sequence_parallel else 0]
+        slot_S = torch.full((len(held_L) * self.cp_group.size(),), -1)
+        slot_S[held] = torch.arange(len(held))
+        slots_M = slot_S[vision_index_M]
+        mine = slots_M >= 0
+        slots, places = (index[mine].to(h_L1H.device) for index in (slots_M, place_M))
+        written_KMH = features_GKH.index_select(0, places).to(h_L1H.dtype).unsqueeze(2).unbind(dim=1)
+        blank = torch.zeros_like(h_L1H)
+        levels = [blank.index_copy(0, slots, level) for level in written_KMH[1:]]
+        return h_L1H.index_copy(0, slots, written_KMH[0]), torch.stack(levels) if levels else None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -41,7 +41,7 @@ def patch_rows_and_columns(grids_I3: Tensor, merge_size: int) -> tuple[Tensor, T
         grids_I3: (I, 3) int64 frames, height and width of each image in patches; both sides multiples of merge_size.
 
     Returns:
-        rows, columns: (P,) int64 each, repeated for every frame.
+        rows, columns: (P,) int64 each on the CPU, repeated for every frame.
     """
     rows, columns = [], []
     for frames, height, width in grids_I3.tolist():
@@ -50,8 +50,7 @@ def patch_rows_and_columns(grids_I3: Tensor, merge_size: int) -> tuple[Tensor, T
         for values, axis in ((rows, row), (columns, column)):
             blocks = axis.reshape(height // merge_size, merge_size, width // merge_size, merge_size)
             values.append(blocks.transpose(1, 2).flatten().repeat(frames))
-    device = grids_I3.device
-    return torch.cat(rows).to(device), torch.cat(columns).to(device)
+    return torch.cat(rows), torch.cat(columns)
 
 
 def patch_angles(rows: Tensor, columns: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
@@ -78,8 +77,8 @@ def interpolated_positions(table_NE: Tensor, grids_I3: Tensor, rows: Tensor, col
 
     Args:
         table_NE: (side^2, E) learned positions, row-major.
-        grids_I3: (I, 3) int64 frames, height, width.
-        rows, columns: (P,) int64 place of every patch in its image.
+        grids_I3: (I, 3) int64 frames, height, width, on the CPU.
+        rows, columns: (P,) int64 place of every patch in its image, on the CPU.
 
     Returns:
         (P, E) positions in the table's dtype.
@@ -99,5 +98,5 @@ def interpolated_positions(table_NE: Tensor, grids_I3: Tensor, rows: Tensor, col
     corners = torch.stack([row * side + column for row in (low[0], high[0]) for column in (low[1], high[1])], dim=1)
     weights = torch.stack([u * v for u in (1 - weight[0], weight[0]) for v in (1 - weight[1], weight[1])], dim=1)
     # embedding(), not table_NE[corners]: the backward pass of indexing adds in no fixed order, on the CPU too.
-    corners_P4E = torch.nn.functional.embedding(corners, table_NE)
-    return (corners_P4E * weights.unsqueeze(-1)).sum(1).to(table_NE.dtype)
+    corners_P4E = torch.nn.functional.embedding(corners.to(table_NE.device), table_NE)
+    return (corners_P4E * weights.to(table_NE.device).unsqueeze(-1)).sum(1).to(table_NE.dtype)

@@ -1,7 +1,8 @@
 """Which modules a layer is built from: Transformer Engine where it is installed with CUDA, plain torch elsewhere.
 
 The one place where that choice is made. Checkpoint names are the same for both: Transformer Engine fuses a norm into
-the linear that follows, and the plain layers map their norms to that fused name.
+the linear that follows, and the plain layers map their norms to that fused name. Before a mixture of experts there is
+no linear to fuse with (the router reads the normalized tokens too), so that norm keeps a name of its own.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from megatron_medx.config.model import ModelConfig
 from megatron_medx.models.layers import LayerNorm, PackedAttention, RMSNorm
 
 
@@ -75,10 +77,11 @@ def transformer_engine_usable() -> bool:
     return HAVE_TE and torch.cuda.is_available()
 
 
-def layer_specs(use_transformer_engine: bool) -> LayerSpecs:
+def layer_specs(model: ModelConfig, use_transformer_engine: bool) -> LayerSpecs:
     """Specs of decoder and tower layers.
 
     Args:
+        model: decides whether the decoder's MLPs are mixtures of experts; the tower's never are.
         use_transformer_engine: normally `transformer_engine_usable()`.
     """
     if use_transformer_engine:
@@ -87,19 +90,27 @@ def layer_specs(use_transformer_engine: bool) -> LayerSpecs:
         backend = TESpecProvider()
     else:
         backend = TorchSpecProvider()
+    decoder = {"rms_norm": True, "qk_norm": True, "num_experts": model.num_experts}
+    tower = {"rms_norm": False, "qk_norm": False, "num_experts": 0}
     return LayerSpecs(
-        decoder_layer=_layer(backend, DeepStackLayer, AttnMaskType.causal, rms_norm=True, qk_norm=True),
-        vision_layer=_layer(backend, TransformerLayer, AttnMaskType.no_mask, rms_norm=False, qk_norm=False),
+        decoder_layer=_layer(backend, DeepStackLayer, AttnMaskType.causal, **decoder),
+        vision_layer=_layer(backend, TransformerLayer, AttnMaskType.no_mask, **tower),
         decoder_norm=backend.layer_norm(rms_norm=True),
     )
 
 
 def _layer(
-    backend: BackendSpecProvider, layer: type, mask: AttnMaskType, *, rms_norm: bool, qk_norm: bool
+    backend: BackendSpecProvider,
+    layer: type,
+    mask: AttnMaskType,
+    *,
+    rms_norm: bool,
+    qk_norm: bool,
+    num_experts: int,
 ) -> ModuleSpec:
-    """Pre-norm transformer layer: attention and MLP, each with a residual."""
+    """Pre-norm transformer layer: attention and MLP (or mixture of experts), each with a residual."""
     fused = backend.fuse_layernorm_and_linear()
-    norm = IdentityOp if fused else backend.layer_norm(rms_norm=rms_norm)
+    norm = backend.layer_norm(rms_norm=rms_norm)
     head_norm = backend.layer_norm(rms_norm=rms_norm, for_qk=True) if qk_norm else IdentityOp
     attention = ModuleSpec(
         module=SelfAttention,
@@ -112,16 +123,17 @@ def _layer(
             k_layernorm=head_norm,
         ),
     )
-    fused_names = {
-        "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-        "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-    }
+    # Grouped GEMM runs all experts of a rank at once; it is Transformer Engine's, plain torch takes them in turn.
+    mlp = get_mlp_module_spec_for_backend(backend=backend, num_experts=num_experts or None, moe_grouped_gemm=fused)
+    fused_names = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if not num_experts:
+        fused_names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     submodules = TransformerLayerSubmodules(
-        input_layernorm=norm,
+        input_layernorm=IdentityOp if fused else norm,
         self_attention=attention,
         self_attn_bda=get_bias_dropout_add,
-        pre_mlp_layernorm=norm,
-        mlp=get_mlp_module_spec_for_backend(backend=backend),
+        pre_mlp_layernorm=IdentityOp if fused and not num_experts else norm,
+        mlp=mlp,
         mlp_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map={} if fused else fused_names,
     )

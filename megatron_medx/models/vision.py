@@ -1,8 +1,8 @@
 """The vision tower: a native-resolution transformer over the patches of all images of a row.
 
-Patches of all images are one packed sequence; attention stays within an image. The tower is replicated on every
-tensor-parallel rank (its modules are built on groups of one rank): it is small and its work uneven, so slicing its
-matrices would cost more than it saves.
+Patches of all images are one packed sequence; attention stays within an image. The tower is whole on every rank of the
+first stage (its modules are built on groups of one rank): it is small and its work uneven, so slicing its matrices
+would cost more than it saves. Ranks share the images instead (images.py).
 """
 
 import torch
@@ -49,7 +49,7 @@ class VisionTower(MegatronModule):
 
         Args:
             pixels_PC: (P, C) normalized patches, merge block by merge block, images one after the other; P > 0.
-            grids_I3: (I, 3) int64 frames, height, width of each image in patches; their products sum to P.
+            grids_I3: (I, 3) int64 frames, height, width of each image in patches, on the CPU; their products sum to P.
 
         Returns:
             (P, E) output of the last layer and K tensors (P, E) tapped after `deepstack_layers`.
@@ -57,11 +57,12 @@ class VisionTower(MegatronModule):
         rows, columns = patch_rows_and_columns(grids_I3, self.sizes.merge_size)
         h_PE = self.patch_embed(pixels_PC.to(self.patch_embed.weight.dtype))
         h_PE = h_PE + interpolated_positions(self.pos_embed.weight, grids_I3, rows, columns)
+        rows, columns = rows.to(h_PE.device), columns.to(h_PE.device)
         h_P1E, taps = self._encode(
             hidden_states=h_PE.unsqueeze(1),
             attention_mask=None,
             rotary_pos_emb=patch_angles(rows, columns, self.sizes.hidden_size // self.sizes.num_heads),
-            packed_seq_params=segments_of_frames(grids_I3),
+            packed_seq_params=segments_of_frames(grids_I3, h_PE.device),
         )
         return h_P1E.squeeze(1), [tap.squeeze(1) for tap in taps]
 
@@ -72,13 +73,14 @@ class VisionTower(MegatronModule):
         return result if taps else (result, [])
 
 
-def segments_of_frames(grids_I3: Tensor) -> PackedSeqParams:
-    """Attention segments of the tower: each frame of each image on its own.
+def segments_of_frames(grids_I3: Tensor, device: torch.device) -> PackedSeqParams:
+    """Attention segments of the tower, on `device`: each frame of each image on its own.
 
     Example: grids (1, 4, 6) and (2, 2, 2) give borders 0 24 28 32.
     """
     patches = (grids_I3[:, 1] * grids_I3[:, 2]).repeat_interleave(grids_I3[:, 0])
-    return packed_segments(torch.nn.functional.pad(patches.cumsum(0), (1, 0)).int(), int(patches.max()))
+    borders = torch.nn.functional.pad(patches.cumsum(0), (1, 0)).int()
+    return packed_segments(borders.to(device), int(patches.max()))
 
 
 def packed_segments(cu_seqlens: Tensor, longest: int) -> PackedSeqParams:

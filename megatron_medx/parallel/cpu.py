@@ -41,6 +41,10 @@ class _Stream:
     def wait_stream(self, stream) -> None:
         """Nothing is ever pending."""
 
+    def record_event(self) -> "_Stream":
+        """The expert dispatcher only synchronizes with the event."""
+        return self
+
 
 def _no_op(*args, **kwargs) -> None:
     return None
@@ -97,6 +101,10 @@ def _l2_norm(chunk_size, noop_flag, tensor_lists, per_tensor, *args) -> tuple[to
     return torch.linalg.vector_norm(torch.stack(norms)).float()[None], None
 
 
+def _as_on_cpu(tensor, as_numpy: bool = False, record_stream: bool = False):
+    return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
+
+
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 
 PATCHES = (
@@ -118,6 +126,12 @@ PATCHES = (
     Patch("torch.nn:Module", "cuda", _same_module, "stages are moved to the GPU after they are built"),
     Patch("megatron.core.tensor_parallel.random", "_get_cuda_rng_state", _get_rng_state, "RNG tracker's fork"),
     Patch("megatron.core.tensor_parallel.random", "_set_cuda_rng_state", _set_rng_state, "RNG tracker's fork"),
+    Patch(
+        "megatron.core.transformer.moe.token_dispatcher",
+        "maybe_move_tensor_to_cpu",
+        _as_on_cpu,
+        "leaves what is on the CPU a tensor, all-to-all over gloo wants its split sizes as numbers",
+    ),
     Patch("megatron.core.datasets.utils", "compile_helpers", _no_op, "runs make inside the installed wheel"),
     Patch("megatron.training.training", "initialize_megatron", _allow_no_cuda, "asserts CUDA if not told", wraps=True),
     Patch(
@@ -197,6 +211,7 @@ def enable_cpu_backend(announce: Callable[[str], None] | None = None) -> bool:
         for patch, owner in zip(PATCHES, owners, strict=True):
             old = getattr(owner, patch.name)  # a name that is gone must fail here, not be created
             setattr(owner, patch.name, patch.replacement(old) if patch.wraps else patch.replacement)
+        torch.compiler.set_stance("force_eager")  # for what was compiled before TORCHDYNAMO_DISABLE was set
         _active = CudaAsCpu()
         _active.__enter__()
     if announce:

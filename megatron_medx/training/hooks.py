@@ -1,6 +1,7 @@
 """The names of `megatron.training` that are wrapped, and why.
 
-`pretrain` has no callbacks for these three places. Each wrapper calls the original with its arguments unchanged.
+`pretrain` has no callbacks for these places. Each wrapper calls the original with its arguments unchanged, but for the
+number of tokens that gradients are divided by.
 Written against megatron-core 0.19.2; `tests/unit/training/test_hooks.py` pins what is relied on.
 """
 
@@ -9,17 +10,32 @@ import time
 from typing import Any
 
 import megatron.training.training as megatron_loop
+from megatron.core.num_microbatches_calculator import update_num_microbatches
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
+from megatron.training import get_args
 
 from megatron_medx.config.run import OptimizerSection, RunConfig
 from megatron_medx.models.qwen3_vl import PART_PREFIXES
+from megatron_medx.parallel.optimizer_state import keep_bucket_padding
+from megatron_medx.training.bad_steps import BadStepGuard
+from megatron_medx.training.loss import StepLosses
 from megatron_medx.training.monitor import StepMonitor
 
 
-def install(config: RunConfig, monitor: StepMonitor) -> None:
-    """Wrap the loop of this process: learning rates by part, step times, our metrics."""
+def install(config: RunConfig, resume: bool, monitor: StepMonitor, losses: StepLosses, guard: BadStepGuard) -> None:
+    """Wrap the loop of this process: rates by part, the average's denominator, bad steps, step times, our metrics.
+
+    And what is loaded: the rates of this run, not the checkpoint's, and step 0 with a carried optimizer.
+    """
+    keep_bucket_padding()
     _give_parts_their_rates(config.optimizer)
+    _keep_own_hyperparameters()
+    if config.checkpoint.carry_optimizer and not resume:
+        _load_at_step_0()
+    _divide_by_the_denominator(losses)
+    _guard_steps(guard)
     _time_steps(config.optimizer, monitor)
     _report_steps(monitor)
 
@@ -46,6 +62,76 @@ def rate_overrides(optimizer: OptimizerSection) -> dict[ParamKey, ParamGroupOver
             final = optimizer.min_lr * rate / optimizer.lr
             overrides[ParamKey(name=patterns)] = ParamGroupOverride(max_lr=rate, min_lr=final)
     return overrides
+
+
+def _keep_own_hyperparameters() -> None:
+    """`DistributedOptimizer.load_state_dict` finds a stored parameter group by its rates and takes them all over.
+
+    A run that goes on, or carries an optimizer, at other rates would find none, and its betas would be the former ones.
+    """
+    original = DistributedOptimizer.load_state_dict
+
+    def load_state_dict(self, state: dict) -> None:
+        groups = own_groups(self.param_groups, state["optimizer"]["param_groups"])
+        original(self, {**state, "optimizer": {**state["optimizer"], "param_groups": groups}})
+
+    DistributedOptimizer.load_state_dict = load_state_dict
+
+
+def own_groups(own: list[dict], stored: list[dict]) -> list[dict]:
+    """The parameter groups of this run, with the checkpoint's count of steps, which Adam corrects its moments by.
+
+    Args:
+        own: what the optimizer was built with; `params` is left out, as in a checkpoint.
+        stored: all groups of a checkpoint have made the same steps; before the first one there may be no count.
+    """
+    former = stored[0] if stored else {}
+    count = {"step": former["step"]} if "step" in former else {}
+    return [{**{key: value for key, value in group.items() if key != "params"}, **count} for group in own]
+
+
+def _load_at_step_0() -> None:
+    """`load_checkpoint` takes over weights and moments, and also where the former run was: that is set back."""
+    original = megatron_loop.load_checkpoint
+
+    def load_checkpoint(model, optimizer, opt_param_scheduler, *args, **kwargs) -> tuple[int, int]:
+        original(model, optimizer, opt_param_scheduler, *args, **kwargs)
+        arguments = get_args()
+        arguments.consumed_train_samples = arguments.skipped_train_samples = arguments.consumed_valid_samples = 0
+        update_num_microbatches(consumed_samples=0)
+        opt_param_scheduler.step(-opt_param_scheduler.num_steps)
+        return 0, 0  # step, FLOPs so far
+
+    megatron_loop.load_checkpoint = load_checkpoint
+
+
+def _divide_by_the_denominator(losses: StepLosses) -> None:
+    """Gradients are divided by the exact float64 sum of weights; Megatron's schedules add up whole tokens alone.
+
+    The original takes this rank's part, broadcasts the last stage's, sums over data- and context-parallel ranks and
+    divides by at least 1: a step without trained tokens has gradients of 0, every other a denominator of 1 or more.
+    """
+    original = megatron_loop.finalize_model_grads
+
+    def exact(model, num_tokens=None, *args, **kwargs):
+        if num_tokens is not None:
+            num_tokens = losses.denominator(num_tokens.device)
+        return original(model, num_tokens, *args, **kwargs)
+
+    megatron_loop.finalize_model_grads = exact
+
+
+def _guard_steps(guard: BadStepGuard) -> None:
+    """`train_step` is where the optimizer is at hand and the step's number is known."""
+    original = megatron_loop.train_step
+    parameters = inspect.signature(original)
+
+    def guarded(*args, **kwargs):
+        said = parameters.bind(*args, **kwargs).arguments
+        guard.start_step(said["iteration"] + 1, said["optimizer"])
+        return original(*args, **kwargs)
+
+    megatron_loop.train_step = guarded
 
 
 def _time_steps(optimizer: OptimizerSection, monitor: StepMonitor) -> None:
@@ -77,7 +163,7 @@ def _report_steps(monitor: StepMonitor) -> None:
     def logged(*args, **kwargs):
         said = parameters.bind(*args, **kwargs).arguments
         if said["loss_dict"]:
-            monitor.step(said["iteration"], said["loss_dict"], said["grad_norm"])
+            monitor.step(said["iteration"], said["loss_dict"], said["grad_norm"], skipped=bool(said["skipped_iter"]))
         return original(*args, **kwargs)
 
     megatron_loop.training_log = logged

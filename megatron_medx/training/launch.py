@@ -13,8 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from megatron_medx.config.checkpoint_folders import RUN_FILE
+from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.run import RunConfig
-from megatron_medx.errors import ParallelismError
+from megatron_medx.errors import CheckpointError, ParallelismError
 from megatron_medx.terminal import complain, say
 from megatron_medx.training.run_folder import LOGS, prepare_folder
 
@@ -23,6 +25,13 @@ PORTS = range(20_000, 32_768)
 
 GRACE_S = 10.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
+
+
+PREPARE_PATIENCE_S = 3600.0
+"""Seconds that the tasks of srun wait for the first one: 66 GB of weights, read and written at 40 MB/s."""
+
+PREPARED_FILE = "prepared"
+"""In the folder of logs: the attempt that the run folder is prepared for."""
 
 
 def launch(config: RunConfig, resume: bool = False) -> int:
@@ -82,10 +91,37 @@ def _launch_slurm_task(config: RunConfig, resume: bool) -> int:
     if rank == 0:
         prepare_folder(config, resume, sys.argv)
         _announce(folder, resume)
+        (folder / LOGS / PREPARED_FILE).write_text(_slurm_attempt())
+    else:
+        wait_until_prepared(folder, _slurm_attempt())
+        config = read_run_yaml(folder / RUN_FILE)
     local_rank = int(os.environ["SLURM_LOCALID"])
     port = int(os.environ.get("MASTER_PORT", 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
     os.environ.update(rank_environment(rank, local_rank, size, os.environ["MASTER_ADDR"], port))
     return run_rank(config, folder, resume)
+
+
+def _slurm_attempt() -> str:
+    """What all tasks of one srun share and no other has: a job may hold several, and may be requeued."""
+    return ".".join(os.environ.get(f"SLURM_{name}", "0") for name in ("JOB_ID", "RESTART_COUNT", "STEP_ID"))
+
+
+def wait_until_prepared(folder: Path, attempt: str, patience_s: float = PREPARE_PATIENCE_S) -> None:
+    """Wait until the first task has prepared the run folder in this very attempt.
+
+    Raises:
+        CheckpointError: it has not after `patience_s` seconds.
+    """
+    mark, deadline = folder / LOGS / PREPARED_FILE, time.monotonic() + patience_s
+    while not (mark.is_file() and mark.read_text() == attempt):
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{mark} has not appeared for {patience_s:g} s",
+                "a run folder that the first task prepares and every task sees",
+                "read what the first task said; put run.folder on a shared disk; convert a large Hugging Face "
+                "directory before with `medx convert to-megatron`",
+            )
+        time.sleep(min(1.0, patience_s))
 
 
 def _announce(folder: Path, resume: bool) -> None:

@@ -11,26 +11,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS, step_of
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import ConfigError
 
 
 def settings(
-    config: RunConfig, *, folder: Path, resume: bool, use_cuda: bool, use_transformer_engine: bool
+    config: RunConfig,
+    *,
+    folder: Path,
+    resume: bool,
+    start: Path | None = None,
+    use_cuda: bool,
+    use_transformer_engine: bool,
 ) -> dict[str, Any]:
     """Every Megatron argument that a run decides, by Megatron's name.
 
     Args:
         folder: the run folder.
         resume: continue from the newest checkpoint in the folder.
+        start: folder of the tensors that a new run starts from (training/start.py); None for seeded weights.
         use_cuda: NCCL and fused kernels; otherwise gloo and plain torch.
         use_transformer_engine: which layers Megatron expects.
     """
     return (
         _network(config)
+        | _mixture_of_experts(config, use_transformer_engine)
         | _grid(config)
         | _training(config)
-        | _checkpoints(config, folder, resume)
+        | _checkpoints(config, folder, resume, start)
         | _logging(config, folder)
         | _backend(use_cuda, use_transformer_engine)
     )
@@ -63,6 +72,25 @@ def _network(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _mixture_of_experts(config: RunConfig, use_transformer_engine: bool) -> dict[str, Any]:
+    model = config.model
+    if not model.is_moe:
+        return {}
+    return {
+        "num_experts": model.num_experts,
+        "moe_router_topk": model.experts_per_token,
+        "moe_ffn_hidden_size": model.expert_ffn_hidden_size,
+        "moe_router_score_function": "softmax",
+        "moe_router_pre_softmax": False,  # the chosen experts' weights sum to 1
+        "moe_router_load_balancing_type": ["aux_loss" if model.router_aux_loss_coef else "none"],
+        "moe_aux_loss_coeff": [model.router_aux_loss_coef],
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": "alltoall",  # ranks may hold rows of different lengths, which allgather forbids
+        "moe_grouped_gemm": use_transformer_engine,
+        "moe_permute_fusion": use_transformer_engine,
+    }
+
+
 def _grid(config: RunConfig) -> dict[str, Any]:
     grid = config.parallel
     virtual = grid.virtual_pipeline if grid.virtual_pipeline > 1 else None
@@ -71,8 +99,11 @@ def _grid(config: RunConfig) -> dict[str, Any]:
         "sequence_parallel": grid.tensor > 1,
         "pipeline_model_parallel_size": grid.pipeline,
         "num_virtual_stages_per_pipeline_rank": virtual,
+        "decoder_first_pipeline_num_layers": grid.first_stage_layers,
+        "decoder_last_pipeline_num_layers": grid.last_stage_layers,
         "context_parallel_size": grid.context,
         "expert_model_parallel_size": grid.expert,
+        "expert_tensor_parallel_size": 1,  # experts are narrow: they are dealt to ranks, never sliced
         "use_distributed_optimizer": True,
     }
 
@@ -92,11 +123,7 @@ def _training(config: RunConfig) -> dict[str, Any]:
         "recompute_method": "uniform" if training.recompute == "full" else None,
         "recompute_num_layers": 1 if training.recompute == "full" else None,
         "optimizer": "adam",
-        "lr": optimizer.lr,
-        "min_lr": optimizer.min_lr,
-        "lr_decay_style": optimizer.schedule,
-        "lr_warmup_iters": optimizer.warmup_steps,
-        "override_opt_param_scheduler": True,  # the configuration decides, also where a checkpoint recorded another
+        **_schedule(config),
         "weight_decay": optimizer.weight_decay,
         "adam_beta1": optimizer.beta1,
         "adam_beta2": optimizer.beta2,
@@ -106,19 +133,44 @@ def _training(config: RunConfig) -> dict[str, Any]:
         "eval_interval": training.steps,
         "dataloader_type": "external",
         "rerun_mode": "disabled",
+        "check_for_nan_in_loss_and_grad": False,  # bad_steps.py checks, with sample ids instead of a traceback
         "manual_gc": True,  # ranks collect garbage at the same steps, or each pause stalls all of them in turn
         "manual_gc_interval": 50,
     }
 
 
-def _checkpoints(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any]:
-    checkpoints = folder / "checkpoints"
+def _schedule(config: RunConfig) -> dict[str, Any]:
+    """Step n of N is trained at the rate of n - 1 done steps: 0 first where there is a warm-up, never the final one."""
+    optimizer = config.optimizer
+    is_wsd = optimizer.schedule == "wsd"
+    return {
+        "lr": optimizer.lr,
+        "min_lr": optimizer.min_lr,
+        "lr_decay_style": "WSD" if is_wsd else optimizer.schedule,
+        "lr_warmup_iters": config.warmup_steps,
+        # 1 - sqrt(share of the decay done): the best of the shapes compared in Haegele et al. 2024, arXiv 2405.18392
+        "lr_wsd_decay_style": "minus_sqrt" if is_wsd else None,
+        "lr_wsd_decay_iters": config.decay_steps if is_wsd else None,
+        "override_opt_param_scheduler": True,  # the configuration decides, also where a checkpoint recorded another
+    }
+
+
+def _checkpoints(config: RunConfig, folder: Path, resume: bool, start: Path | None) -> dict[str, Any]:
+    """Megatron leaves optimizer, step and data order out of a `pretrained_checkpoint`, and takes all from a `load`.
+
+    A carried optimizer goes through `load`; hooks.py then sets step and data order back to 0.
+    """
+    checkpoints = folder / CHECKPOINTS
+    carried = start if config.checkpoint.carry_optimizer else None
+    load = checkpoints if resume else carried and carried.parent
+    pretrained = None if start is None or carried else start.parent
     return {
         "save": str(checkpoints),
         "save_interval": config.checkpoint.every_steps,
-        "load": str(checkpoints) if resume else None,
-        "exit_on_missing_checkpoint": resume,
-        "pretrained_checkpoint": config.checkpoint.start_from or None,
+        "load": load and str(load),
+        "exit_on_missing_checkpoint": load is not None,
+        "pretrained_checkpoint": pretrained and str(pretrained),
+        "ckpt_step": start and step_of(start),
         "ckpt_format": "torch_dist",
         "dist_ckpt_optim_fully_reshardable": True,  # resume on any grid
         "async_save": config.checkpoint.async_save,

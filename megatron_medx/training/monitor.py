@@ -3,16 +3,19 @@
 One rank reports, the last, which has the losses on every grid. Keys of a line of `metrics.jsonl`, one line a step:
 
     step           optimizer steps done, this one included
-    loss           mean cross entropy over the step's trained tokens, nats
-    grad_norm      global norm before clipping
+    loss           cross entropy of the step, nats a token, averaged as `training.loss_average` says; null in a step
+                   without trained tokens and where it is not finite (bad_steps.jsonl tells which)
+    grad_norm      global norm before clipping; null in a skipped step
     lr             base learning rate of this step
     tokens         text and image tokens of the step's rows, padding not counted
     images         images in them
     step_time_s    seconds in the step; loading included, saving not
     model_tflops_per_s   model TFLOP/s per rank, tower counted (config/flops.py)
+    skipped        true where the update was left out (bad_steps.py); only such lines have it
 """
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TextIO
@@ -45,21 +48,34 @@ class StepMonitor:
         self._file: TextIO | None = None
         self._first_step, self._started_s, self._shown_s = 0, 0.0, 0.0
 
-    def step(self, step: int, reduced: dict[str, Tensor], grad_norm: float | None) -> None:
+    @property
+    def is_reporter(self) -> bool:
+        """Whether this rank is the one that tells and writes."""
+        return self._screen is not None
+
+    def announce(self, text: str) -> None:
+        """Show a line that stays, on the reporting rank."""
+        if self._screen is not None:
+            self._screen.write(f"\n{text}\n" if self._screen.isatty() else f"{text}\n")
+            self._screen.flush()
+
+    def step(self, step: int, reduced: dict[str, Tensor], grad_norm: float | None, skipped: bool = False) -> None:
         """Record one finished step.
 
         Args:
             step: its number, from 1.
             reduced: loss and counts, reduced over the global batch (training/step.py).
             grad_norm: global gradient norm.
+            skipped: the weights were not updated.
         """
         if self._screen is None:
             return
         if self._file is None:
             self._open(step)
+        loss = float(reduced[LOSS])  # 0 / 0 without trained tokens
         line = {
             "step": step,
-            "loss": float(reduced[LOSS]),
+            "loss": loss if math.isfinite(loss) else None,
             "grad_norm": None if grad_norm is None else float(grad_norm),
             "lr": self.learning_rate,
             "tokens": round(float(reduced[TOKENS])),
@@ -67,6 +83,8 @@ class StepMonitor:
             "step_time_s": round(self.step_time_s, 6),
             "model_tflops_per_s": float(reduced[FLOPS]) / self.step_time_s / self._world_size / 1e12,
         }
+        if skipped:
+            line["skipped"] = True
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         self._show(line)
@@ -94,8 +112,9 @@ class StepMonitor:
         done = line["step"] - self._first_step + 1
         left_s = (now_s - self._started_s) / done * (self._num_steps - line["step"])
         norm = line["grad_norm"] or 0.0
+        loss = "none" if line["loss"] is None else f"{line['loss']:.4f}"
         text = (
-            f"step {line['step']}/{self._num_steps}  loss {line['loss']:.4f}  grad norm {norm:.2f}  "
+            f"step {line['step']}/{self._num_steps}  loss {loss}  grad norm {norm:.2f}  "
             f"lr {line['lr']:.2e}  {line['step_time_s']:.2f} s/step  "
             f"{line['tokens'] / line['step_time_s']:,.0f} tokens/s  {int(left_s // 60)}:{int(left_s % 60):02d} left"
         )
@@ -134,11 +153,14 @@ def draw_loss_curve(metrics: list[dict], path: Path) -> None:
         len(panels), 1, sharex=True, figsize=(8, 6.5), height_ratios=[height for *_, height in panels]
     )
     for axis, (key, label, _) in zip(axes, panels, strict=True):
-        axis.plot(steps, [line[key] for line in metrics], linewidth=1.2, color="#1f5fa8")
+        values = [math.nan if line[key] is None else line[key] for line in metrics]
+        axis.plot(steps, values, linewidth=1.2, color="#1f5fa8")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_title(f"{path.parent.name}: loss {metrics[0]['loss']:.3f} to {metrics[-1]['loss']:.3f}", loc="left")
+    losses = [line["loss"] for line in metrics if line["loss"] is not None]
+    said = f"loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "no loss"
+    axes[0].set_title(f"{path.parent.name}: {said}", loc="left")
     axes[-1].set_xlabel("step")
     figure.align_ylabels(axes)
     figure.tight_layout()

@@ -1,6 +1,8 @@
 """What Megatron asks us for: the model of a stage and the rows of a rank."""
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,7 +14,7 @@ from megatron.training.arguments import core_transformer_config_from_args
 
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.microbatch import Microbatch
-from megatron_medx.data.rows import RowDataset, build_row_dataset
+from megatron_medx.data.rows import build_row_dataset
 from megatron_medx.models.initial_weights import set_initial_weights
 from megatron_medx.models.megatron_config import decoder_architecture
 from megatron_medx.models.qwen3_vl import PART_PREFIXES, Qwen3VLModel
@@ -33,15 +35,17 @@ def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Call
         stage = Qwen3VLModel(
             run.model,
             config or transformer_config(run),
-            layer_specs(use_transformer_engine),
+            layer_specs(run.model, use_transformer_engine),
             pg_collection,
             solo_groups(),
             pre_process=pre_process,
             post_process=post_process,
             vp_stage=vp_stage,
+            recompute_vision=run.training.recompute_vision,
         )
         set_initial_weights(stage, run.run.seed)
         freeze_parts(stage, run.training.freeze)
+        mark_experts(stage)
         return stage
 
     run = config
@@ -67,26 +71,48 @@ def freeze_parts(stage: torch.nn.Module, freeze: tuple[str, ...]) -> None:
             parameter.requires_grad = False
 
 
+def mark_experts(stage: torch.nn.Module) -> None:
+    """Give experts an optimizer of their own on every grid.
+
+    Megatron does so where expert or tensor parallelism is above 1, and a checkpoint with one optimizer cannot be loaded
+    into two.
+    """
+    for name, parameter in stage.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = False  # Megatron's mark: reduced over the ranks that hold the same experts
+
+
 def make_dataset_provider(config: RunConfig) -> Callable:
-    """The function with which Megatron asks for data; every rank builds its own, nothing is sent between ranks."""
+    """The function with which Megatron asks for data; every rank builds its own, nothing is sent between ranks.
+
+    With virtual pipeline stages Megatron asks once a model chunk: the chunks of a rank go through the same rows, a few
+    microbatches apart, so they share one dataset and each row is made once.
+    """
+
+    @functools.cache
+    def rows() -> Callable[[int], Microbatch]:
+        grid, data = config.parallel, config.data
+        align = math.lcm(data.sample_align_tokens, grid.tensor * grid.context)
+        dataset = build_row_dataset(config, align, data.seq_len_tokens if data.packing else None)
+        if grid.virtual_pipeline == 1:
+            return dataset.__getitem__
+        return functools.lru_cache(maxsize=2 * grid.pipeline)(dataset.__getitem__)
 
     def dataset_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
-        grid = config.parallel
-        align = grid.tensor * grid.context * (2 if grid.context > 1 else 1)
-        dataset = build_row_dataset(config, align, config.data.seq_len_tokens if config.data.packing else None)
         first_row = get_args().consumed_train_samples
         rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-        return rows_of_rank(dataset, first_row, rank, size), None, None
+        return rows_of_rank(rows(), first_row, rank, size), None, None
 
     dataset_provider.is_distributed = True
     return dataset_provider
 
 
-def rows_of_rank(dataset: RowDataset, first_row: int, rank: int, size: int) -> Iterator[Microbatch]:
+def rows_of_rank(row_at: Callable[[int], Microbatch], first_row: int, rank: int, size: int) -> Iterator[Microbatch]:
     """Rows `first_row + rank`, then every `size`-th: with any number of ranks a step holds the same rows.
 
     Args:
+        row_at: makes the row of an index.
         first_row: rows consumed by all ranks before; the only state that a resume needs.
         rank, size: place among the data-parallel ranks, which divide the rows of a step.
     """
-    return (dataset[row] for row in itertools.count(first_row + rank, size))
+    return (row_at(row) for row in itertools.count(first_row + rank, size))

@@ -2,6 +2,7 @@
 
     run.yaml  metrics.jsonl  loss.png  logs/  tensorboard/
     checkpoints/   run.yaml, processor/, iter_<step>/: whole without the rest of the folder
+    start/         what a Hugging Face directory became that the run started from (start.py)
 
 torch is not imported here.
 """
@@ -10,23 +11,21 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_medx.config.differences import differences
-from megatron_medx.config.files import collect_provenance, read_model_section, read_run_yaml, write_run_yaml
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, TRACKER_FILE
+from megatron_medx.config.files import collect_provenance, read_run_yaml, write_run_yaml
 from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_processor
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import CheckpointError, ConfigError
+from megatron_medx.training.start import check_same_network, prepare_start
 
-CHECKPOINTS, LOGS, ERROR_FILE, RUN_FILE = "checkpoints", "logs", "error.txt", "run.yaml"
-
-TRACKER = "latest_checkpointed_iteration.txt"
-"""Megatron's pointer to the newest complete checkpoint, written after everything else of a save."""
+LOGS, ERROR_FILE = "logs", "error.txt"
 
 ORDER_FIELDS = ("path", "packing", "seq_len_tokens", "min_pixels", "max_pixels")
 """Fields of the data section that decide which samples form row j of the run."""
 
 
 def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
-    """Choose and fill the run folder; `config.run.folder` is set to it.
+    """Choose and fill the run folder; `config.run.folder` is set to it, `start_from` to the one checkpoint meant.
 
     Nothing that was saved is overwritten: a new run never enters a folder that holds one.
 
@@ -44,8 +43,9 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
     checkpoints = folder / CHECKPOINTS
     if resume:
         check_resume(config, checkpoints)
+        config.checkpoint.start_from = read_run_yaml(checkpoints / RUN_FILE).checkpoint.start_from  # as it was
     elif config.checkpoint.start_from:
-        check_same_network(config, Path(config.checkpoint.start_from))
+        prepare_start(config, folder)
     checkpoints.mkdir(parents=True, exist_ok=True)
     config.run.folder = str(folder)
     provenance = collect_provenance(command)
@@ -88,13 +88,13 @@ def numbered_folders(config: RunConfig) -> Iterator[Path]:
 
 def check_resume(config: RunConfig, checkpoints: Path) -> None:
     """Refuse to resume without a checkpoint, into another network, or into another order of data."""
-    if not (checkpoints / TRACKER).exists():
+    if not (checkpoints / TRACKER_FILE).exists():
         raise CheckpointError(
             f"{checkpoints} has no complete checkpoint",
             "a checkpoint to resume from",
             "start without --resume, in a new run.folder if this one is taken",
         )
-    check_same_network(config, checkpoints)
+    check_same_network(config.model, checkpoints)
     former = read_run_yaml(checkpoints / RUN_FILE)
     changed = [
         f"data.{name} {getattr(former.data, name)} before and {getattr(config.data, name)} now"
@@ -108,22 +108,4 @@ def check_resume(config: RunConfig, checkpoints: Path) -> None:
             f"the resumed run would see other data: {', '.join(changed)}",
             "the order of data that the run began with, so that no sample is repeated or lost",
             f"restore the values, or start a new run with checkpoint.start_from={checkpoints}",
-        )
-
-
-def check_same_network(config: RunConfig, checkpoints: Path) -> None:
-    """Refuse weights of another architecture before anything is loaded."""
-    if not (checkpoints / RUN_FILE).exists() or not (checkpoints / TRACKER).exists():
-        raise CheckpointError(
-            f"{checkpoints} holds no {RUN_FILE} and {TRACKER}",
-            "a checkpoint folder: RUN/checkpoints, or what `medx convert to-megatron` wrote",
-            "correct checkpoint.start_from",
-        )
-    stored = read_model_section(checkpoints / RUN_FILE)
-    changed = differences(stored, config.model, ("in the checkpoint", "asked for"), "model.")
-    if changed:
-        raise CheckpointError(
-            f"{checkpoints} is of another network: {', '.join(changed)}",
-            "weights of the network that is trained",
-            "set the model's fields to the checkpoint's values, or start from other weights",
         )

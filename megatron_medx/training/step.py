@@ -1,7 +1,8 @@
 """One forward step: a microbatch in, the sum of its token losses out.
 
-Megatron's schedule calls `forward_step` once a microbatch. The loss of a step is the mean over all trained tokens of
-the global batch: numerators and denominators are summed across data- and context-parallel ranks, never averaged apart.
+Megatron's schedule calls `forward_step` once a microbatch. The loss of a step is the average over the
+global batch that `training.loss_average` names (training/loss.py): numerators and denominators are summed across data-
+and context-parallel ranks, never averaged apart.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,22 +10,34 @@ from dataclasses import fields, replace
 from functools import partial
 
 import torch
+from megatron.core import mpu
 from torch import Tensor
 
 from megatron_medx.config.flops import step_flops
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.microbatch import Microbatch
+from megatron_medx.parallel.context import cut_row
+from megatron_medx.training.loss import MicrobatchLoss, StepLosses, averaging_weights
 
 LOSS, TOKENS, IMAGES, FLOPS = "loss", "tokens", "images", "model_flops"
 """Keys of what a step reports; Megatron sums each over microbatches and ranks."""
 
 
-def make_forward_step(config: RunConfig) -> Callable:
-    """The function that Megatron's schedule calls: (iterator, model) -> (output, loss function)."""
-    freeze = config.training.freeze
+def make_forward_step(config: RunConfig, losses: StepLosses) -> Callable:
+    """The function that Megatron's schedule calls: (iterator, model) -> (output, loss function).
+
+    Args:
+        config: the run.
+        losses: where each microbatch leaves its samples, loss and denominator for the end of the step.
+    """
+    freeze, average = config.training.freeze, config.training.loss_average
 
     def forward_step(iterator: Iterator[Microbatch], model: torch.nn.Module) -> tuple[Tensor, Callable]:
-        microbatch = to_device(next(iterator))
+        row = next(iterator)
+        # Averaged over whole samples first, then cut as the model cuts the row over context-parallel ranks.
+        weights_1S = averaging_weights(row.loss_weights_1S, row.cu_seqlens, average)
+        weights_1L = cut_row(weights_1S, row.cu_seqlens, mpu.get_context_parallel_group())
+        microbatch = to_device(row)
         output = model(
             tokens_1S=microbatch.tokens_1S,
             positions_3S=microbatch.positions_3S,
@@ -33,25 +46,30 @@ def make_forward_step(config: RunConfig) -> Callable:
             grids_I3=microbatch.grids_I3,
             vision_index_M=microbatch.vision_index_M,
             labels_1S=microbatch.labels_1S,
+            row_weight=weights_1S.sum().to(microbatch.tokens_1S.device),
         )
         counts = microbatch_counts(microbatch, config, freeze)
-        return output, partial(sum_of_losses, microbatch.loss_weights_1S, counts)
+        return output, partial(sum_of_losses, weights_1L.to(output.device), counts, losses.add(row.sample_ids))
 
     return forward_step
 
 
-def sum_of_losses(weights_1S: Tensor, counts: dict[str, Tensor], losses_1S: Tensor) -> tuple[Tensor, Tensor, dict]:
+def sum_of_losses(
+    weights_1L: Tensor, counts: dict[str, Tensor], entry: MicrobatchLoss, losses_1L: Tensor
+) -> tuple[Tensor, Tensor, dict]:
     """Weighted sum of token losses, number of trained tokens, and what to report.
 
     Args:
-        weights_1S: (1, S) 1 on trained tokens, 0 on prompt, image and padding tokens.
+        weights_1L: (1, L) from `averaging_weights`, cut as the losses are; 0 on prompt, image and padding tokens.
         counts: from `microbatch_counts`.
-        losses_1S: (1, S) cross entropy of every token, float32.
+        entry: the microbatch's own in `StepLosses`; sum and exact denominator are filled in. The number of tokens is
+            for Megatron's schedule, which adds integers alone; hooks.py puts the denominator in its place.
+        losses_1L: (1, L) cross entropy of every token that this rank computes, float32.
     """
-    loss_sum = (losses_1S.float() * weights_1S).sum()
-    num_trained = weights_1S.sum()
-    report = {LOSS: torch.stack([loss_sum.detach(), num_trained])}
-    return loss_sum, num_trained.round().int(), report | counts
+    loss_sum = (losses_1L.float() * weights_1L).sum()
+    entry.loss_sum, entry.denominator = loss_sum.detach(), weights_1L.sum(dtype=torch.float64)
+    report = {LOSS: torch.stack([entry.loss_sum, entry.denominator])}
+    return loss_sum, (weights_1L > 0).sum().int(), report | counts
 
 
 def microbatch_counts(microbatch: Microbatch, config: RunConfig, freeze: tuple[str, ...]) -> dict[str, Tensor]:
@@ -60,24 +78,27 @@ def microbatch_counts(microbatch: Microbatch, config: RunConfig, freeze: tuple[s
     Megatron reports sum(first) / sum(second) over the microbatches of the global batch. With 1 / global_batch_rows as
     the second entry of each of them the denominator is 1, so the report is the sum. Padding counts as neither.
     """
-    segments = microbatch.cu_seqlens.diff().tolist()[: len(microbatch.sample_ids)]
     patches = microbatch.grids_I3.prod(dim=1).tolist()
     values = {
-        TOKENS: sum(segments),
+        TOKENS: sum(microbatch.sample_tokens),
         IMAGES: len(patches),
-        FLOPS: step_flops(config.model, segments, patches, freeze)["total"],
+        FLOPS: step_flops(config.model, microbatch.sample_tokens, patches, freeze)["total"],
     }
     share = 1.0 / config.training.global_batch_rows
     device = microbatch.tokens_1S.device
     return {key: torch.tensor([value, share], dtype=torch.float64, device=device) for key, value in values.items()}
 
 
+ON_CPU = ("cu_seqlens", "grids_I3", "vision_index_M")
+"""Fields from which the model works out indices: on the GPU each look at them would wait for all work before it."""
+
+
 def to_device(microbatch: Microbatch) -> Microbatch:
-    """The microbatch on this rank's device; itself on the CPU backend."""
+    """The microbatch on this rank's device, but for ON_CPU; itself on the CPU backend."""
     device = torch.cuda.current_device()
     moved = {
         field.name: value.to(device, non_blocking=True)
         for field in fields(microbatch)
-        if isinstance(value := getattr(microbatch, field.name), Tensor)
+        if isinstance(value := getattr(microbatch, field.name), Tensor) and field.name not in ON_CPU
     }
     return replace(microbatch, **moved)

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from megatron_medx.config.checkpoint_folders import RUN_FILE
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.memory import checkpoint_bytes
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import CheckpointError, MedxError, ParallelismError
-from megatron_medx.training.run_folder import ERROR_FILE, LOGS, RUN_FILE
+from megatron_medx.training.run_folder import ERROR_FILE, LOGS
+from megatron_medx.training.start import starting_weights
 
 USER_ERROR = 2
 """Exit code of a run that stopped for something its user can mend."""
@@ -64,6 +66,8 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
 
     from megatron_medx.models.specs import transformer_engine_usable
     from megatron_medx.training import hooks
+    from megatron_medx.training.bad_steps import BadStepGuard
+    from megatron_medx.training.loss import StepLosses
     from megatron_medx.training.monitor import StepMonitor, draw_loss_curve, read_metrics
     from megatron_medx.training.providers import make_dataset_provider, make_model_provider
     from megatron_medx.training.step import make_forward_step
@@ -71,13 +75,14 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
     use_transformer_engine = transformer_engine_usable()
     arguments = parse_megatron_arguments(config, folder, resume, use_transformer_engine)
     monitor = StepMonitor(config, folder, screen if is_reporter else None)
-    hooks.install(config, monitor)
+    losses = StepLosses()
+    hooks.install(config, resume, monitor, losses, BadStepGuard(config, folder, losses, monitor))
     try:
         pretrain(
             pretrain_cfg_container_from_args(arguments),
             make_dataset_provider(config),
             ModelType.encoder_or_decoder,
-            make_forward_step(config),
+            make_forward_step(config, losses),
             model_provider=make_model_provider(config, use_transformer_engine),
         )
     except SystemExit as end:  # how Megatron ends early, saved and well: exit_interval, exit_duration_in_mins
@@ -102,6 +107,7 @@ def parse_megatron_arguments(config: RunConfig, folder: Path, resume: bool, use_
         config,
         folder=folder,
         resume=resume,
+        start=None if resume else starting_weights(config, folder),
         use_cuda=torch.cuda.is_available(),
         use_transformer_engine=use_transformer_engine,
     )

@@ -1,6 +1,6 @@
-"""A data folder that is small and awkward: many images or none, of any shape, and one long text.
+"""A data folder that is small and awkward: many images or none, of any shape, one of them huge, and long texts.
 
-Two thirds of the samples have no image, so that microbatches, and now and then whole steps, are without one.
+Most samples have no image, so that microbatches, and now and then whole steps, are without one, packed or not.
 """
 
 import json
@@ -12,13 +12,16 @@ from PIL import Image
 from megatron_medx.data.demo.corpus import read_hpo, read_icd, tokenizer_text
 from megatron_medx.data.demo.tokenizer import write_processor
 
-SIZES_PX = {"wide": (230, 60), "tall": (48, 150), "tiny": (20, 33), "square": (128, 128), "odd": (101, 77)}
-"""Image name -> width, height."""
+SIZES_PX = {
+    "wide": (230, 60), "tall": (48, 150), "tiny": (20, 33), "square": (128, 128), "odd": (101, 77), "huge": (450, 260),
+}  # fmt: skip
+"""Image name -> width, height; up to 150,000 px `huge` keeps its size: half of all tokens that images have here."""
 
-PICTURED = (("wide",), ("tall", "tiny", "wide"), ("square",), ("odd", "square"), ("tiny",), ("odd", "tall"))
+PICTURED = (("wide",), ("tall", "tiny", "wide"), ("square",), ("odd", "square"), ("tiny",), ("odd", "tall"), ("huge",))
 """Images of each sample that has some."""
 
-NUM_TEXTS = 12
+NUM_TEXTS, NUM_LONG_TEXTS = 12, 8
+"""A long text fills most of a row of 256 tokens."""
 
 
 def write_small_data(folder: Path) -> Path:
@@ -59,8 +62,15 @@ def _pictured_samples() -> list[dict]:
 
 
 def _text_samples() -> list[dict]:
-    texts = [
+    short = [
         conversation(f"text-{number}", f"Name finding {number}.", "Fracture of the left femur. " * (1 + number % 3))
-        for number in range(NUM_TEXTS - 1)
+        for number in range(NUM_TEXTS)
     ]
-    return [*texts, {"id": "long", "content": [{"type": "text", "text": "No acute abnormality of the chest. " * 40}]}]
+    sentence = "No acute abnormality of the chest. "
+    return [
+        *short,
+        *(
+            {"id": f"long-{number}", "content": [{"type": "text", "text": sentence * (26 + number)}]}
+            for number in range(NUM_LONG_TEXTS)
+        ),
+    ]

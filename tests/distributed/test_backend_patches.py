@@ -19,7 +19,10 @@ REPOSITORY = SCRIPT.parents[2]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the backend is off where a GPU is")
 def test_a_run_uses_every_patch_and_needs_no_other(tiny_run, tmp_path):
-    """Train on two tensor ranks, recompute, save, resume: fails when a patch is missing or no longer asked for."""
+    """Train experts on two tensor ranks, recompute, save, resume: fails when a patch is missing or not asked for."""
+    model = tiny_run.model
+    model.num_experts, model.experts_per_token, model.expert_ffn_hidden_size = 4, 2, 24
+    tiny_run.parallel.expert = 2
     tiny_run.training.recompute = "full"
     tiny_run.parallel.world_size = tiny_run.parallel.tensor = 2
     tiny_run.training.steps, tiny_run.checkpoint.every_steps = 2, 2

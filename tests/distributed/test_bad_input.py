@@ -7,15 +7,10 @@ import socket
 import subprocess
 
 import pytest
-from medx_runs import (
-    SCENARIOS,
-    SMALL,
-    assert_clear_error,
-    end_session,
-    stopped_at_5,
-    tracker,
-    wait_until,
-)
+from agreement import assert_clear_error
+from grids import ONE, SCENARIOS, SMALL
+from medx_runs import stopped_at, tracker
+from processes import end_session, wait_until
 from small_data import conversation, write_samples
 
 WRONG_CONFIGURATIONS = {
@@ -29,6 +24,10 @@ WRONG_CONFIGURATIONS = {
     "layers by pipeline": (
         ["demo", *SMALL, "parallel.tensor=1", "parallel.pipeline=3", "--nproc", "3"],
         ["model.num_layers 4", "parallel.pipeline 3"],
+    ),
+    "samples by context": (
+        ["demo", *SMALL, "parallel.tensor=1", "parallel.context=8", "--nproc", "8"],
+        ["data.sample_align_tokens", "parallel.context 8", "nearest legal grid: parallel.tensor="],
     ),
     "ranks by grid": (["demo", *SMALL, "parallel.tensor=2", "--nproc", "3"], ["parallel.world_size 3", "--nproc 4"]),
     "several at once": (
@@ -77,7 +76,7 @@ def truncated_image(runs):
     data = data_like(runs, "data_cut", [conversation("cut-1", "What?", "Noise.", ("square",))])
     image = data / "images" / "square.png"
     image.write_bytes(image.read_bytes()[:5000])
-    return runs.train("image_cut", *SMALL, f"data.path={data}", grid="TP2")
+    return runs.train("image_cut", *SMALL, f"data.path={data}", grid="tp2")
 
 
 def placeholder_in_text(runs):
@@ -91,7 +90,7 @@ def sample_too_long(runs):
 
 
 def occupied_folder(runs):
-    whole = runs.scenario("tied", "1 process").result().ok()
+    whole = runs.scenario("ten steps", ONE).result().ok()
     before = (whole.folder / "metrics.jsonl").read_bytes()
     return runs.train("again", *SMALL, folder=whole.folder), before
 
@@ -101,14 +100,14 @@ def nothing_to_resume(runs):
 
 
 def another_architecture(runs):
-    whole = runs.scenario("tied", "1 process").result().ok()
+    whole = runs.scenario("ten steps", ONE).result().ok()
     before = (whole.folder / "run.yaml").read_bytes(), (whole.checkpoints / "run.yaml").read_bytes()
     run = runs.resume(whole, "other_layers", "model.num_layers=2", "training.steps=12")
     return run, before
 
 
 def start_from_another_architecture(runs):
-    whole = runs.scenario("tied", "1 process").result().ok()
+    whole = runs.scenario("ten steps", ONE).result().ok()
     words = (f"checkpoint.start_from={whole.checkpoints}", "model.ffn_hidden_size=256")
     return runs.train("start_other", *SMALL, *words)
 
@@ -125,8 +124,8 @@ def unknown_megatron_argument(runs):
 
 def killed_while_saving(runs):
     """Every process of the run dies while the checkpoint of step 10 is being written; then the run goes on."""
-    whole = runs.scenario("tied", "1 process").result().ok()
-    source = stopped_at_5(whole, runs.folder / "before_the_kill")
+    whole = runs.scenario("ten steps", ONE).result().ok()
+    source = stopped_at(5, whole, runs.folder / "before_the_kill")
 
     def kill_all(launcher, folder):
         wait_until((folder / "checkpoints" / "iter_0000010").exists, launcher, "the save", interval_s=0.001)
@@ -152,7 +151,7 @@ def full_disk(runs):
             file.write(bytes(max(0, free - 1_000_000)))
 
     try:
-        words = (*SMALL, *SCENARIOS["tied"])
+        words = (*SMALL, *SCENARIOS["ten steps"])
         full = runs.train("disk", *words, folder=disk / "run", while_running=fill)
         state = tracker(full.folder)
         ballast.unlink()
@@ -196,7 +195,7 @@ def test_a_placeholder_in_a_text_is_refused_before_the_first_step(results):
 
 def test_a_sample_longer_than_a_row_is_refused_before_the_first_step(results):
     run = results[sample_too_long].result()
-    assert_clear_error(run, "sample endless", "data.seq_len_tokens = 512")
+    assert_clear_error(run, "sample endless", "data.seq_len_tokens = 256")
     assert not run.metrics()
 
 
@@ -222,7 +221,7 @@ def test_resuming_another_architecture_is_refused_with_both_values(results):
 
 def test_starting_from_another_architecture_is_refused_with_both_values(results):
     run = results[start_from_another_architecture].result()
-    assert_clear_error(run, "model.ffn_hidden_size", "128", "256")
+    assert_clear_error(run, "model.ffn_hidden_size", "120", "256")
     assert not run.metrics()
 
 
@@ -240,7 +239,7 @@ def test_an_unknown_megatron_argument_is_refused_with_the_nearest(results):
 def test_a_save_that_was_killed_leaves_the_checkpoint_before_it(results, runs):
     _, (step, is_complete), resumed = results[killed_while_saving].result()
     assert step == "5" and not is_complete, "the kill came too late to prove anything"
-    undisturbed = runs.scenario("tied", "1 process").result()
+    undisturbed = runs.scenario("ten steps", ONE).result()
     assert resumed.ok().column("step") == list(range(1, 11))
     assert resumed.column("loss") == undisturbed.column("loss")
 
@@ -252,6 +251,6 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_it_is_usable(results, ru
     full, step, resumed = outcome
     assert_clear_error(full, "no space left", "--resume")
     assert step == "5"
-    undisturbed = runs.scenario("tied", "1 process").result()
+    undisturbed = runs.scenario("ten steps", ONE).result()
     assert resumed.ok().column("step") == list(range(1, 11))
     assert resumed.column("loss") == undisturbed.column("loss")

@@ -1,65 +1,144 @@
-"""A run from scratch is the same run on every grid.
+"""A run is the same run on every grid: from scratch, and after import from a Hugging Face directory.
 
-Tolerance: 1e-5 on the first five losses; worst seen 9.5e-7, one unit in the last place (2026-11-22, gloo, fp32).
-Gradient norms, summed in float64 by the CPU backend: worst seen 3.4e-6 of themselves (mergers alone on TP2).
-Adam's first moments, tensor by tensor: worst seen 5.2e-6 of a tensor's norm.
+Rows are packed; among them are texts alone, several images and a huge one, so that ranks, microbatches and a whole step
+have none (`test_the_rows_are_awkward`). Each grid is there for what stands beside it in GRIDS.
 """
 
-import warnings
-
 import pytest
-import torch
-from medx_runs import GRIDS, assert_same_losses
-from torch.distributed.checkpoint import FileSystemReader
+from agreement import (
+    LOSS_TOLERANCE,
+    MOMENT_TOLERANCE,
+    NORM_TOLERANCE,
+    assert_same_losses,
+    moment_differences,
+    weights,
+)
+from grids import ONE, SCENARIOS, SMALL
+from hf_import import imported
 
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+from megatron_medx.config.overrides import apply_overrides
+from megatron_medx.data.rows import build_row_dataset
+from megatron_medx.recipes import get_recipe
 
-TOLERANCE = 1e-5
-NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-5, 2e-5
-
-PLAN = {
-    "tied": tuple(GRIDS),
-    "untied, packed, own rates": ("1 process", "TP2 x PP2"),
-    "merger alone": ("1 process", "PP2", "TP2"),
+GRIDS = {
+    "dense": {
+        "tp2": "each matrix on two ranks, two norms' gradients summed over them",
+        "tp4": "three query heads and one key/value head a rank",
+        "pp2": "DeepStack features wholly on the first stage",
+        "pp4": "DeepStack features cross a stage",
+        "dp2": "two rows at a time",
+        "dp4": "one row a rank: ranks without images",
+        "cp2": "each sample of a row on two ranks",
+        "cp4": "pieces of one token, images dealt to four",
+        "pp2 vpp2": "a rank has two chunks that are not neighbors",
+        "pp2 first1": "one layer beside the tower, three behind it",
+        "pp3 first1 last1": "ends lighter than the middle, and an odd number of ranks",
+        "tp2 pp2 dp2": "the three axes of old",
+        "tp2 cp2": "sequence parallelism inside context parallelism",
+        "tp2 cp2 pp2": "the acceptance line of the issue",
+        "cp2 pp2 vpp2 full": "everything computed twice",
+        "tp2 pp2 vpp2 dp2 selective": "attention computed twice, in interleaved chunks",
+        "tp4 cp2": "images dealt to eight ranks",
+        "cp2 dp2 pp2 first1": "context and data parallelism with uneven stages",
+    },
+    "experts": {
+        "tp2": "tokens of one row routed from two ranks",
+        "dp2 ep2": "experts over data-parallel ranks",
+        "dp4 ep4": "two experts a rank, the router's tokens from ranks with and without images",
+        "tp2 ep2": "experts over tensor-parallel ranks",
+        "cp2 ep2": "experts over context-parallel ranks",
+        "pp2 vpp2 dp2 ep2": "experts in interleaved chunks",
+        "tp2 pp2 dp2 ep4": "experts over tensor and data ranks",
+        "tp2 cp2 pp2 ep2 full": "experts with context parallelism, computed twice",
+        "tp2 cp2 dp2 ep8": "one expert a rank, over three axes",
+    },
+    "dense unpacked": {"tp2 pp2": "rows as long as their sample, between stages", "cp2 dp2": "also in pieces"},
+    "experts unpacked": {"dp2 ep2": "ranks that send one another rows of unequal length"},
 }
-"""Scenario -> the grids that must agree."""
+"""Scenario -> grid -> what it is there for. Each is compared with one process."""
+
+ALL = [(name, grid) for name in GRIDS for grid in GRIDS[name]]
+IMPORTED = [(name, grid) for name, grid in ALL if "unpacked" not in name]
+FROZEN = [("merger alone", "pp2"), ("merger alone", "tp2"), ("own rates", "tp2 pp2")]
+"""Parts that do not train, or at rates of their own."""
+
+
+def from_scratch(runs, name, grid):
+    """The run on one process and the run on the grid."""
+    return runs.scenario(name, ONE), runs.scenario(name, grid)
+
+
+def from_hf(runs, name, grid):
+    """The same, three steps after import, without warm-up."""
+    words = (*SMALL, *SCENARIOS[name], "training.steps=3", "optimizer.warmup_tokens=0", "checkpoint.every_steps=100")
+
+    def train_on(grid):
+        title = f"imported {name} on {grid}"
+        start_from = imported(runs, name)
+        return runs.once(
+            title,
+            lambda runs: runs.train(title, *words, f"checkpoint.start_from={start_from.result()}", grid=grid),
+        )
+
+    return train_on(ONE), train_on(grid)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def started(runs):
-    """All runs of this module, started at once."""
-    return {(name, grid): runs.scenario(name, grid) for name, grids in PLAN.items() for grid in grids}
+def started(request, runs):
+    """Start what the chosen tests of this module compare, all at once."""
+    for item in request.session.items:
+        if item.path == request.path and {"name", "grid"} <= set(item.fixturenames):
+            start = from_hf if item.function is test_three_steps_after_import_are_equal else from_scratch
+            start(runs, **item.callspec.params)
 
 
-@pytest.mark.parametrize("name", PLAN)
-def test_first_five_losses_tokens_and_images_are_equal(name, started):
-    runs = {grid: started[name, grid].result().ok() for grid in PLAN[name]}
-    assert_same_losses({grid: run.column("loss")[:5] for grid, run in runs.items()}, TOLERANCE)
-    first = runs["1 process"]
-    assert len(first.column("loss")) >= 5
-    for run in runs.values():
-        for key in ("step", "tokens", "images", "lr"):
-            assert run.column(key)[:5] == first.column(key)[:5], f"{key} of {run.folder.name}"
-        norms = run.column("grad_norm")[:5]
-        assert norms == pytest.approx(first.column("grad_norm")[:5], rel=NORM_TOLERANCE), run.folder.name
+@pytest.mark.parametrize(("name", "grid"), [*ALL, *FROZEN])
+def test_five_steps_from_scratch_are_equal(name, grid, runs):
+    assert_same_run(grid, *(run.result().ok() for run in from_scratch(runs, name, grid)), 5)
 
 
-def test_losses_fall(started):
-    losses = started["tied", "1 process"].result().ok().column("loss")
-    assert losses[-1] < losses[0] - 0.5, losses
+@pytest.mark.parametrize(("name", "grid"), ALL)
+def test_gradients_are_equal(name, grid, runs):
+    """Adam forgives a gradient that is wrong by a factor: losses alone would not show it. So its first moments."""
+    reference, run = (run.result().ok() for run in from_scratch(runs, name, grid))
+    differences = moment_differences(reference, run, 5)
+    worst = [f"{key}: {value:.1e}" for key, value in differences.items()][:8]
+    assert max(differences.values()) < MOMENT_TOLERANCE, "\n".join(worst)
 
 
-def test_a_step_without_any_image_is_among_them(started):
-    """Otherwise equal losses would say nothing about the rows that nobody has an image for."""
-    images = started["tied", "1 process"].result().ok().column("images")[:5]
-    assert 0 in images and max(images) > 2, images
+@pytest.mark.parametrize(("name", "grid"), IMPORTED)
+def test_three_steps_after_import_are_equal(name, grid, runs):
+    reference, run = (run.result().ok() for run in from_hf(runs, name, grid))
+    assert_same_run(grid, reference, run, 3)
+    assert reference.column("loss")[0] != runs.scenario(name, ONE).result().column("loss")[0], "weights were imported"
 
 
-@pytest.mark.parametrize("grid", PLAN["untied, packed, own rates"])
-def test_each_part_moves_at_its_own_rate(grid, started):
+@pytest.mark.parametrize("name", ["dense", "experts"])
+def test_losses_fall(name, runs):
+    losses = runs.scenario(name, ONE).result().ok().column("loss")
+    assert losses[-1] < losses[0] - 0.1, losses
+
+
+@pytest.mark.parametrize("name", ["dense", "dense unpacked"])
+def test_the_rows_are_awkward(name, runs):
+    """Equal losses say nothing about rows that nobody has: here is what the five steps hold."""
+    run = apply_overrides(get_recipe("demo"), [*SMALL, *SCENARIOS[name], f"data.path={runs.data}"])
+    dataset = build_row_dataset(run, align_tokens=8)
+    rows = [dataset[row] for row in range(5 * run.training.global_batch_rows)]
+    images = [len(row.grids_I3) for row in rows]
+    steps = [images[start : start + 4] for start in range(0, len(rows), 4)]
+    assert [0, 0, 0, 0] in steps, "a step in which nobody has an image"
+    assert any(0 in step and max(step) > 1 for step in steps), "a step in which only some have"
+    assert any("picture-6" in row.sample_ids for row in rows), "the huge image"
+    assert any(tokens % 8 for row in rows for tokens in row.sample_tokens), "lengths that do not divide"
+    assert run.data.packing == any(len(row.sample_ids) > 2 for row in rows)
+
+
+@pytest.mark.parametrize("grid", [ONE, "tp2 pp2"])
+def test_each_part_moves_at_its_own_rate(grid, runs):
     """vision_lr=1e-30 leaves the tower where the frozen one of another run is; mergers and decoder move."""
-    trained = weights(started["untied, packed, own rates", grid].result().ok())
-    initial = weights(started["merger alone", "1 process"].result().ok())
+    trained = weights(runs.scenario("own rates", grid).result().ok(), 5)
+    initial = weights(runs.scenario("merger alone", ONE).result().ok(), 5)
     for key in trained.keys() & initial.keys():
         moved = (trained[key] - initial[key]).abs().max().item()
         if key.startswith("vision."):
@@ -68,28 +147,10 @@ def test_each_part_moves_at_its_own_rate(grid, started):
             assert moved > 1e-4, f"{key} moved by {moved}"
 
 
-@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid != "1 process"])
-def test_adams_first_moments_are_equal(grid, started):
-    """Adam forgives a gradient that is wrong by a factor: losses alone would not show it."""
-    reference, moments = (first_moments(started["tied", name].result().ok()) for name in ("1 process", grid))
-    assert moments.keys() == reference.keys() and len(moments) > 60
-    relative = {key: ((moments[key] - value).norm() / value.norm()).item() for key, value in reference.items()}
-    worst = max(relative, key=relative.get)
-    assert relative[worst] < MOMENT_TOLERANCE, f"{worst}: {relative[worst]:.1e}"
-
-
-def weights(run):
-    """Checkpoint key -> tensor of the model at step 5."""
-    folder = TorchDistFolder(run.checkpoints / "iter_0000005")
-    return {key: folder.read(key) for key in folder.specs}
-
-
-def first_moments(run):
-    """Parameter -> Adam's mean gradient at step 5."""
-    folder, prefix = run.checkpoints / "iter_0000005", "optimizer.state.exp_avg."
-    index = FileSystemReader(folder).read_metadata().state_dict_metadata
-    moments = {key: torch.empty(entry.size) for key, entry in index.items() if key.startswith(prefix)}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        torch.distributed.checkpoint.load(moments, checkpoint_id=folder, no_dist=True)
-    return {key.removeprefix(prefix): tensor for key, tensor in moments.items()}
+def assert_same_run(grid, reference, run, steps):
+    """Losses, counts, rates and gradient norms of all steps."""
+    assert len(reference.column("loss")) == steps
+    assert_same_losses({ONE: reference.column("loss"), grid: run.column("loss")}, LOSS_TOLERANCE)
+    for key in ("step", "tokens", "images", "lr"):
+        assert run.column(key) == reference.column(key), key
+    assert run.column("grad_norm") == pytest.approx(reference.column("grad_norm"), rel=NORM_TOLERANCE)

@@ -5,7 +5,7 @@ Read from checkpoints of runs that train the merger alone, so all else is as it 
 
 import pytest
 import torch
-from medx_runs import SCENARIOS, SMALL
+from grids import ONE, SCENARIOS, SMALL
 
 from megatron_medx.checkpoint.torch_dist import TorchDistFolder
 
@@ -13,21 +13,24 @@ from megatron_medx.checkpoint.torch_dist import TorchDistFolder
 @pytest.fixture(scope="module", autouse=True)
 def other_seed(runs):
     """One step of the same with another seed."""
-    words = (*SMALL, *SCENARIOS["merger alone"], "run.seed=99", "training.steps=1", "optimizer.warmup_steps=0")
+    words = (*SMALL, *SCENARIOS["merger alone"], "run.seed=99", "training.steps=1")
     return runs.submit(lambda queue: queue.train("other_seed", *words))
 
 
 @pytest.fixture(scope="module")
 def one_process(runs):
     """Weights drawn on one process."""
-    return frozen_weights(runs.scenario("merger alone", "1 process").result().ok(), 5)
+    return frozen_weights(runs.scenario("merger alone", ONE).result().ok(), 5)
 
 
-@pytest.mark.parametrize("grid", ["TP2", "PP2"])
-def test_every_grid_draws_the_same_bits(grid, runs, one_process):
-    drawn = frozen_weights(runs.scenario("merger alone", grid).result().ok(), 5)
-    assert drawn.keys() == one_process.keys() and len(drawn) > 40
-    differing = [key for key, tensor in drawn.items() if not torch.equal(tensor, one_process[key])]
+@pytest.mark.parametrize(
+    ("scenario", "grid", "step"),
+    [("merger alone", "tp2", 5), ("merger alone", "pp2", 5), ("merger alone, experts", "tp2 pp2 vpp2 dp2 ep4", 1)],
+)
+def test_every_grid_draws_the_same_bits(scenario, grid, step, runs):
+    expected, drawn = (frozen_weights(runs.scenario(scenario, which).result().ok(), step) for which in (ONE, grid))
+    assert drawn.keys() == expected.keys() and len(drawn) > 40
+    differing = [key for key, tensor in drawn.items() if not torch.equal(tensor, expected[key])]
     assert not differing, differing
 
 

@@ -1,15 +1,16 @@
 """What a run shows and what it leaves: few lines on the screen, the rest in files."""
 
 import pytest
+from grids import ONE
 
 KEYS = ["step", "loss", "grad_norm", "lr", "tokens", "images", "step_time_s", "model_tflops_per_s"]
 """Of a line of metrics.jsonl, as documented in training/monitor.py."""
 
 
-@pytest.fixture(scope="module", params=["1 process", "TP2"])
+@pytest.fixture(scope="module", params=[ONE, "tp2"])
 def run(runs, request):
     """Runs that other tests use, too."""
-    return runs.scenario("tied", request.param).result().ok()
+    return runs.scenario("ten steps", request.param).result().ok()
 
 
 def test_the_screen_holds_our_lines_and_no_chatter(run):
@@ -24,7 +25,7 @@ def test_the_screen_holds_our_lines_and_no_chatter(run):
 
 def test_megatron_speaks_into_the_logs(run):
     assert "------------------------ arguments" in (run.folder / "logs" / "rank_0.log").read_text()
-    ranks = int(run.folder.name.endswith("TP2")) + 1
+    ranks = int(run.folder.name.endswith("tp2")) + 1
     assert sorted(path.name for path in run.folder.glob("logs/*")) == [f"rank_{rank}.log" for rank in range(ranks)]
 
 

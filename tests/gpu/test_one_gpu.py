@@ -41,7 +41,7 @@ def mean_loss(groups, demo, use_transformer_engine: bool) -> float:
     run = get_recipe("demo")
     run.data.path = str(demo)
     config = decoder_config(run.model, bf16=True, params_dtype=torch.bfloat16)
-    network = Qwen3VLModel(run.model, config, layer_specs(use_transformer_engine), groups, solo_groups())
+    network = Qwen3VLModel(run.model, config, layer_specs(run.model, use_transformer_engine), groups, solo_groups())
     set_initial_weights(network, run.run.seed)
     row = to_device(build_row_dataset(run, align_tokens=1)[0])
     losses_1S = network.cuda()(

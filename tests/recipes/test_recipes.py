@@ -1,4 +1,4 @@
-"""Every shipped recipe passes its checks, describes itself, and has the size it claims."""
+"""Every shipped recipe passes its checks, describes itself, and has the size it claims; stages follow one another."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from megatron_medx.config.describe import describe
 from megatron_medx.config.memory import worst_rank
 from megatron_medx.config.parameters import parameter_counts
 from megatron_medx.errors import ConfigError
-from megatron_medx.recipes import RECIPES, get_recipe
+from megatron_medx.recipes import RECIPES, SIZES, STAGES, get_recipe
 from megatron_medx.recipes.sizes import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b, qwen3_vl_32b
 
 
@@ -21,9 +21,47 @@ def test_recipe(name, capsys):
     assert capsys.readouterr().out.splitlines()[:-1] == describe(config)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("pretrain")])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("b")])
 def test_cluster_recipes_fit_80_gigabytes_by_estimate(name):
     assert sum(worst_rank(get_recipe(name)).values()) < 72e9  # the rest is for CUDA, NCCL and fragments
+
+
+def test_recipes_are_listed_each_on_a_line(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(len(line) <= 125 for line in lines)
+    assert "midtrain_8b    Qwen3-VL-8B, 64 GPUs: all parts at the rates where pretraining ended" in "\n".join(lines)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: size.summary)
+def test_each_stage_starts_from_the_run_of_the_one_before(size):
+    names = [size.recipe_name.format(stage=stage) for stage in STAGES]
+    runs = [get_recipe(name) for name in names]
+    assert [run.checkpoint.start_from for run in runs[1:]] == [str(run.run_folder) for run in runs[:-1]]
+    assert runs[0].checkpoint.start_from == size.base().checkpoint.start_from
+    assert all(run.model == runs[0].model for run in runs)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: size.summary)
+def test_stages_differ_in_what_is_trained_at_which_rates(size):
+    base = size.base().optimizer
+    align, pretrain, midtrain, sft = (get_recipe(size.recipe_name.format(stage=stage)) for stage in STAGES)
+    assert [run.training.freeze for run in (align, pretrain, midtrain, sft)] == [
+        ("vision", "language"), (), (), ("vision",)
+    ]  # fmt: skip
+    assert [run.training.loss_average for run in (align, pretrain, midtrain, sft)] == [
+        "sample", "token", "token", "sqrt"
+    ]  # fmt: skip
+    assert pretrain.optimizer == base
+    assert midtrain.checkpoint.carry_optimizer and not sft.checkpoint.carry_optimizer
+    assert (midtrain.optimizer.lr, midtrain.optimizer.schedule, midtrain.warmup_steps) == (base.min_lr, "constant", 0)
+    if base.vision_lr:
+        ratio = pytest.approx(base.vision_lr / base.lr)
+        assert midtrain.optimizer.vision_lr / midtrain.optimizer.lr == ratio
+    assert sft.optimizer.lr == pytest.approx(10 * base.min_lr) and sft.optimizer.vision_lr is None
+    for run, share in ((align, 0.05), (sft, 0.1)):
+        assert run.warmup_steps == max(1, round(share * run.training.steps))
 
 
 def test_a_recipe_is_fresh_each_time():
@@ -45,9 +83,13 @@ def test_sizes_have_the_published_totals(size, billions):
     assert float(f"{total:.3g}") == billions
 
 
-def test_demo_is_small_and_not_plain_data_parallel():
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("demo")])
+def test_demos_are_small(name):
+    assert sum(parameter_counts(get_recipe(name).model).values()) < 20e6
+
+
+def test_demo_is_not_plain_data_parallel():
     config = get_recipe("demo")
-    assert sum(parameter_counts(config.model).values()) < 20e6
     assert config.parallel.data < config.parallel.world_size
     assert (config.model.vision_start_token_id, config.model.image_token_id, config.model.vocab_size) == (
         4079,

@@ -39,7 +39,7 @@ def stand_in(monkeypatch, module: str, **functions) -> list:
 def launched(monkeypatch):
     from megatron_medx.config import checks
 
-    monkeypatch.setattr(checks, "check_files", lambda config: None)
+    monkeypatch.setattr(checks, "check_files", lambda config, resume: None)
     return stand_in(monkeypatch, "megatron_medx.training.launch", launch=0)
 
 

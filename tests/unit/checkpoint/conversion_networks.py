@@ -16,8 +16,10 @@ from megatron_medx.config.model import ModelConfig, VisionConfig
 TOKEN_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
 
 
-def tiny_model(heads=4, groups=2, head_dim=16, mrope=(4, 2, 2), deepstack=(0, 2), tied=False, vision_heads=2):
-    """A dense Qwen3-VL network of two decoder and three tower layers."""
+def tiny_model(
+    heads=4, groups=2, head_dim=16, mrope=(4, 2, 2), deepstack=(0, 2), tied=False, vision_heads=2, experts=(0, 0)
+):
+    """A Qwen3-VL network of two decoder and three tower layers; `experts`: how many there are, how many a token has."""
     return ModelConfig(
         hidden_size=40,
         num_layers=2,
@@ -25,6 +27,9 @@ def tiny_model(heads=4, groups=2, head_dim=16, mrope=(4, 2, 2), deepstack=(0, 2)
         num_kv_heads=groups,
         head_dim=head_dim,
         ffn_hidden_size=56,
+        num_experts=experts[0],
+        experts_per_token=experts[1],
+        expert_ffn_hidden_size=12 if experts[0] else 0,
         vocab_size=96,
         mrope_section=mrope,
         tie_embeddings=tied,
@@ -49,6 +54,8 @@ MODELS = {
     "head size that does not divide the width, three DeepStack layers, tied": tiny_model(
         6, 2, 24, (4, 4, 4), (0, 1, 2), True, 5
     ),
+    "five experts, two a token": tiny_model(experts=(5, 2)),
+    "eight experts, three a token, tied": tiny_model(3, 1, 8, (2, 1, 1), (1,), True, 3, experts=(8, 3)),
 }
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from conversion_networks import random_tensors
+from conversion_networks import random_tensors, tiny_model
 from safetensors.torch import load_file, save_file
 
 from megatron_medx.checkpoint import convert
@@ -37,6 +37,24 @@ def test_there_and_back_is_bit_equal(model, write_hf, tmp_path, dtype):
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert config == {**json.loads((tmp_path / "hf" / "config.json").read_text()), "dtype": str(dtype)[6:]}
     assert (tmp_path / "back" / "generation_config.json").is_file()
+
+
+def test_a_directory_in_the_layout_of_transformers_5_is_read_and_written_in_the_hubs(write_hf, tmp_path, unrun):
+    model = tiny_model(experts=(5, 2))
+    tensors = random_tensors(model)
+    swapped = {key: part.transpose(1, 2).contiguous() if ".experts." in key else part for key, part in tensors.items()}
+    to_megatron(write_hf(model, swapped), tmp_path / "root")
+    to_hf(tmp_path / "root", tmp_path / "back")
+    back = exported(tmp_path / "back")
+    assert all(bit_equal(back[key], tensor) for key, tensor in tensors.items())
+    assert verify(tmp_path / "hf", tmp_path / "back")["bit_equal"]
+
+
+@pytest.mark.parametrize("width", [40, 20])
+def test_experts_whose_sides_leave_the_layout_open_are_refused(write_hf, tmp_path, width):
+    model = dataclasses.replace(tiny_model(experts=(5, 2)), expert_ffn_hidden_size=width)
+    with pytest.raises(CheckpointError, match=f"hidden size 40, expert width {width}"):
+        to_megatron(write_hf(model), tmp_path / "root")
 
 
 def test_signs_of_zero_and_nan_survive(one_model, write_hf, tmp_path):

@@ -10,13 +10,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from conversion_networks import random_tensors, tiny_model, write_hf
-from megatron_ranks import WORLD_SIZE, run_rank, tensor_parallel_slice
+from megatron_ranks import MOE, MOE_GRIDS, WORLD_SIZE, run_moe_rank, run_rank, tensor_parallel_slice
 from safetensors.torch import load_file
 
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint, weights_folder
+from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
 from megatron_medx.checkpoint.rules import bindings, megatron_shapes
 from megatron_medx.checkpoint.torch_dist import COMMON_STATE, TorchDistFolder
+from megatron_medx.config.checkpoint_folders import weights_folder
 from megatron_medx.errors import CheckpointError, MedxError
 
 
@@ -88,6 +89,41 @@ def test_the_network_that_training_builds_loads_it_whole(converted, two_ranks):
         assert {key: shape for key, (_, shape) in held.items()} == shapes
         for key, (part, _) in held.items():
             assert torch.equal(part, tensor_parallel_slice(key, stored.read(key), rank)), key
+
+
+@pytest.fixture(scope="module")
+def moe_ranks(tmp_path_factory):
+    """A converted mixture of experts, its Hugging Face tensors, and what two ranks made of it on every MOE_GRIDS."""
+    folder = tmp_path_factory.mktemp("moe")
+    tensors = random_tensors(MOE)
+    to_megatron(write_hf(folder / "hf", MOE, tensors), folder / "root")
+    arguments = (str(folder / "store"), str(folder / "root" / "release"), str(folder))
+    torch.multiprocessing.spawn(run_moe_rank, args=arguments, nprocs=WORLD_SIZE)
+    for grid in MOE_GRIDS:
+        shutil.copy(folder / "root" / "run.yaml", folder / grid)
+    return folder, tensors
+
+
+@pytest.mark.parametrize("grid", MOE_GRIDS)
+def test_experts_are_dealt_to_ranks_and_come_back_bit_equal(moe_ranks, grid, tmp_path):
+    folder, tensors = moe_ranks
+    stored = TorchDistFolder(folder / "root" / "release")
+    _, expert_ranks = MOE_GRIDS[grid]
+    for rank in range(WORLD_SIZE):
+        held = torch.load(folder / f"{grid} {rank}.pt")
+        experts = {name: part for name, (part, _) in held.items() if ".experts." in name}
+        each = MOE.num_experts // expert_ranks
+        first = each * rank if expert_ranks > 1 else 0
+        assert {int(name.rpartition("/")[2]) for name in experts} == set(range(first, first + each))
+        for name, part in experts.items():
+            key, _, number = name.rpartition("/")
+            assert torch.equal(part, stored.read(key)[int(number)]), name
+        assert not any(part.isnan().any() for part, _ in held.values())
+        assert {name.partition("/")[0]: shape for name, (_, shape) in held.items()} == megatron_shapes(bindings(MOE))
+    to_hf(folder / grid / "iter_0000007", tmp_path / "hf")
+    exported = load_file(tmp_path / "hf" / "model.safetensors")
+    assert set(exported) == set(tensors)
+    assert all(torch.equal(exported[key], tensor) for key, tensor in tensors.items())
 
 
 def test_every_module_that_may_ask_for_an_extra_state_finds_one(converted):

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from megatron_medx.checkpoint.rules import RULES, bindings
-from megatron_medx.checkpoint.transformations import Copy, GateUp, PatchEmbed, QkvInterleave, VisionQkv
+from megatron_medx.checkpoint.transformations import (
+    Copy,
+    ExpertTranspose,
+    GateUp,
+    PatchEmbed,
+    QkvInterleave,
+    VisionQkv,
+)
 
 
 def brute_force(transformation, parts, model):
@@ -32,6 +39,8 @@ def brute_force(transformation, parts, model):
     if isinstance(transformation, GateUp):
         gate, up = parts
         return torch.stack([*gate, *up])
+    if isinstance(transformation, ExpertTranspose):
+        return torch.stack([torch.stack([expert[:, i] for i in range(expert.shape[1])]) for expert in parts[0]])
     if isinstance(transformation, PatchEmbed):
         return torch.stack([torch.tensor(row.flatten().tolist()) for row in parts[0]])
     assert isinstance(transformation, Copy)
@@ -54,8 +63,9 @@ def test_every_group_equals_the_row_by_row_construction_and_comes_back(model):
             assert torch.equal(part, again) and again.is_contiguous(), key
 
 
-def test_all_five_layout_changes_are_used():
-    assert {type(rule.transformation) for rule in RULES} == {Copy, GateUp, PatchEmbed, QkvInterleave, VisionQkv}
+def test_all_six_layout_changes_are_used():
+    used = {type(rule.transformation) for rule in RULES}
+    assert used == {Copy, ExpertTranspose, GateUp, PatchEmbed, QkvInterleave, VisionQkv}
 
 
 class SwappedGateUp(GateUp):

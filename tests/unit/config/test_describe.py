@@ -12,7 +12,7 @@ def described(name: str, *overrides: str) -> str:
 def test_a_cluster_run_in_twenty_lines():
     text = described("pretrain_8b")
     for part in (
-        "world 64 = tensor 4 x pipeline 1 x context 1 x data 16",
+        "world 64 = tensor 4 x data 16; sequence parallel",
         "512 rows x 8,192 = at most 4,194,304 tokens; rows / data 16 = 32 microbatches",
         "20,000 steps x 4,194,304 = at most 83.89 B tokens",
         "6,946,075,648 = 36 x 192,946,432 + 4,096",
@@ -23,6 +23,26 @@ def test_a_cluster_run_in_twenty_lines():
     ):
         assert part in text
     assert len(text.splitlines()) <= 20
+
+
+def test_every_axis_in_one_line_and_what_stages_and_experts_hold():
+    axes = ("tensor=2", "pipeline=4", "context=2", "virtual_pipeline=2", "first_stage_layers=8")
+    text = described("pretrain_32b", *(f"parallel.{axis}" for axis in axes), "model.num_layers=62")
+    assert "world 256 = tensor 2 x pipeline 4 x context 2 x data 16; virtual_pipeline 2; sequence parallel" in text
+    assert "8 + 3 x 18 = 62 layers, each stage in 2 chunks; tower and embedding on the first" in text
+    text = described("demo_moe", "parallel.expert=2")
+    assert "world 2 = data 2; expert 2\n" in text
+    assert "8 a layer, 2 for each token; 8 / expert 2 = 4 on a rank" in text
+    assert "expert" not in described("demo") and "stages" not in described("demo")
+
+
+def test_schedule_loss_and_recomputation():
+    words = ("loss_average=sqrt", "on_bad_loss=skip", "recompute_vision=full")
+    tokens = ("optimizer.schedule=wsd", "optimizer.warmup_tokens=5000", "optimizer.decay_tokens=20480")
+    text = described("demo", *(f"training.{word}" for word in words), *tokens)
+    assert "wsd, warm-up 5,000 tokens = 5 of 240 steps, decay 20,480 tokens = the last 20, down to 10%" in text
+    assert "averaged per sample, weighted by the square root of its tokens; NaN or infinite: skip the update" in text
+    assert "recompute none (tower full)" in text
 
 
 def test_frozen_tied_and_passed_through():

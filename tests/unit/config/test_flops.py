@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_medx.config.flops import forward_flops, step_flops
-from megatron_medx.config.parameters import decoder_layer_matrices, parameter_counts
+from megatron_medx.config.flops import forward_flops, image_flops, step_flops
+from megatron_medx.config.parameters import active_layer_matrices, decoder_layer_matrices, parameter_counts
 from megatron_medx.recipes import get_recipe
 
 MODEL = get_recipe("demo").model
@@ -27,6 +27,20 @@ def test_matrices_cost_two_flops_a_parameter_and_token():
     assert forward["merger"][0] / 2 == pytest.approx(counts["merger"], rel=0.01)
     positions = MODEL.vision.num_position_embeddings * MODEL.vision.hidden_size
     assert forward["vision"][0] / 8 == pytest.approx(counts["vision"] - positions, rel=0.01)
+
+
+def test_a_token_costs_its_router_and_the_experts_that_it_is_sent_to():
+    model = get_recipe("demo_moe").model  # width 160, 8 experts of 224, 2 a token, 4 layers
+    attention = 160 * (2 * 4 * 32 + 2 * 2 * 32)
+    assert active_layer_matrices(model) == attention + 8 * 160 + 2 * 3 * 160 * 224
+    assert forward_flops(model, [10], [])["decoder"][0] == 2 * 10 * 4 * active_layer_matrices(model)
+
+
+def test_images_cost_what_tower_and_mergers_do_with_them():
+    forward = forward_flops(MODEL, SEGMENTS, IMAGES)
+    assert sum(image_flops(MODEL, patches) for patches in IMAGES) == sum(forward["vision"]) + sum(forward["merger"])
+    # attention makes one large image costlier than four of a quarter of its area
+    assert image_flops(MODEL, 4096) > 2 * 4 * image_flops(MODEL, 1024)
 
 
 def test_forward_and_backward_are_three_forwards():

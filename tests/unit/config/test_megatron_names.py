@@ -12,7 +12,7 @@ from megatron_medx.training.megatron_args import settings
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_every_argument_that_training_sets_is_listed(accelerated):
     arguments = settings(
-        get_recipe("demo"), folder=Path("x"), resume=True, use_cuda=accelerated, use_transformer_engine=accelerated
+        get_recipe("demo_moe"), folder=Path("x"), resume=True, use_cuda=accelerated, use_transformer_engine=accelerated
     )
     assert set(arguments) <= set(OURS) | set(OVERRIDABLE)
 

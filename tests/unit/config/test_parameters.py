@@ -32,14 +32,19 @@ ODD = ModelConfig(
 )
 
 
-def hf_config(model: ModelConfig):
-    from transformers import Qwen3VLConfig
+EXPERTS = dataclasses.replace(ODD, num_experts=5, experts_per_token=2, expert_ffn_hidden_size=33)
 
+
+def hf_config(model: ModelConfig):
+    from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
+
+    experts = {"num_experts": model.num_experts, "moe_intermediate_size": model.expert_ffn_hidden_size}
     vision = model.vision
     rope = {"rope_type": "default", "rope_theta": model.rope_theta, "mrope_section": list(model.mrope_section)}
-    return Qwen3VLConfig(
+    return (Qwen3VLMoeConfig if model.is_moe else Qwen3VLConfig)(
         tie_word_embeddings=model.tie_embeddings,
         text_config={
+            **(experts if model.is_moe else {}),
             "hidden_size": model.hidden_size,
             "num_hidden_layers": model.num_layers,
             "num_attention_heads": model.num_heads,
@@ -64,10 +69,11 @@ def hf_config(model: ModelConfig):
 
 def counted_by_transformers(model: ModelConfig) -> dict[str, int]:
     import torch
-    from transformers import Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
     with torch.device("meta"):
-        network = Qwen3VLForConditionalGeneration(hf_config(model))
+        of_network = Qwen3VLMoeForConditionalGeneration if model.is_moe else Qwen3VLForConditionalGeneration
+        network = of_network(hf_config(model))
     counts = dict.fromkeys(("vision", "merger", "embeddings", "decoder", "output"), 0)
     for name, parameter in network.named_parameters():  # a tied weight appears once
         if ".visual." in name:
@@ -86,11 +92,13 @@ def counted_by_transformers(model: ModelConfig) -> dict[str, int]:
         ODD,
         dataclasses.replace(ODD, tie_embeddings=True),
         dataclasses.replace(ODD, vision=dataclasses.replace(ODD.vision, deepstack_layers=())),
+        EXPERTS,
         get_recipe("demo").model,
+        get_recipe("demo_moe").model,
         qwen3_vl_2b(),
         qwen3_vl_8b(),
     ],
-    ids=["untied", "tied", "no deepstack", "demo", "2b", "8b"],
+    ids=["untied", "tied", "no deepstack", "experts", "demo", "demo_moe", "2b", "8b"],
 )
 def test_counts_are_those_of_transformers(model):
     assert parameter_counts(model) == counted_by_transformers(model)

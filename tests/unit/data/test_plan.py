@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from megatron_medx.data.plan import RowPlan, seeded_order
+from megatron_medx.data.plan import RowPlan, aligned_tokens, seeded_order
+from megatron_medx.data.rows import build_row_dataset
+from megatron_medx.recipes import get_recipe
 
 
 @pytest.fixture
@@ -22,14 +24,15 @@ def test_same_rows_in_any_order_of_asking(lengths, packing):
     assert RowPlan(lengths, 1024, packing, seed=8).row(0) != forwards[0]
 
 
+@pytest.mark.parametrize("align", [1, 8])
 @pytest.mark.parametrize("packing", [False, True])
-def test_every_sample_once_an_epoch_and_rows_within_capacity(lengths, packing):
-    plan = RowPlan(lengths, 1024, packing, seed=7)
+def test_every_sample_once_an_epoch_and_rows_within_capacity(lengths, packing, align):
+    plan = RowPlan(lengths, 1024, packing, seed=7, sample_align_tokens=align)
     per_epoch = plan.rows_per_epoch
     for epoch in range(3):
         rows = [plan.row(j) for j in range(epoch * per_epoch, (epoch + 1) * per_epoch)]
         assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-        assert max(sum(lengths[index] for index in row) for row in rows) <= 1024
+        assert max(sum(aligned_tokens(lengths[index], align) for index in row) for row in rows) <= 1024
     assert plan.row(0) != plan.row(per_epoch)
 
 
@@ -37,6 +40,46 @@ def test_packing_wastes_little(lengths):
     """Measured: 3.8 % of the capacity stays empty with packing, 55.6 % without."""
     assert RowPlan(lengths, 1024, True, seed=7).waste < 0.05
     assert RowPlan(lengths, 1024, False, seed=7).waste > 0.5
+
+
+def test_alignment_decides_what_fits():
+    """Two samples of 5 fill a row of 10 exactly; rounded up to 8, each needs a row of its own."""
+    joined, apart = RowPlan([5, 5], 10, True, seed=0), RowPlan([5, 5], 10, True, seed=0, sample_align_tokens=4)
+    assert (joined.rows_per_epoch, joined.waste) == (1, 0)
+    assert (apart.rows_per_epoch, apart.waste) == (2, 0.5)
+    assert [aligned_tokens(tokens, 4) for tokens in (1, 4, 5, 8)] == [4, 4, 8, 8]
+
+
+@pytest.fixture(scope="module")
+def demo_lengths(demo):
+    """Tokens of the demo's samples, and of 20,000 drawn from them."""
+    config = get_recipe("demo")
+    config.data.path = str(demo)
+    dataset = build_row_dataset(config, align_tokens=1)
+    own = [dataset.encoder.length(sample) for sample in dataset.samples]
+    return own, np.random.default_rng(0).choice(own, 20_000).tolist()
+
+
+@pytest.mark.parametrize(("align", "most"), [(1, 0.03), (4, 0.035)])
+def test_packing_wastes_little_of_rows_of_4096_tokens(demo_lengths, align, most):
+    """Measured on 20,000 lengths of the demo: 0.55 % without alignment, 3.40 % with 4.
+
+    With 4 no joining can be below 3.2 %, since the demo's samples are so short (41 tokens on average); the rows are
+    as few as can be (209).
+    """
+    lengths = demo_lengths[1]
+    plan = RowPlan(lengths, 4096, True, seed=1234, sample_align_tokens=align)
+    assert plan.waste < most
+    fewest_rows = -(-sum(aligned_tokens(length, align) for length in lengths) // 4096)
+    assert plan.rows_per_epoch <= fewest_rows + 1
+
+
+def test_the_demo_fills_as_few_rows_as_can_be(demo_lengths):
+    """Measured: 3.0 % of 28 rows of 512 tokens stay empty, 6.3 % of 29 with alignment to 4."""
+    own = demo_lengths[0]
+    for align in (1, 4):
+        plan = RowPlan(own, 512, True, seed=1234, sample_align_tokens=align)
+        assert plan.rows_per_epoch == -(-sum(aligned_tokens(length, align) for length in own) // 512)
 
 
 def test_a_row_can_be_changed_without_changing_the_plan(lengths):

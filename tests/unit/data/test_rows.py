@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_medx.data.chat import EncodedSample
+from megatron_medx.data.plan import aligned_tokens
 from megatron_medx.data.rows import build_row_dataset, collate
 from megatron_medx.errors import ConfigError, DataError
 
@@ -67,8 +68,38 @@ def test_worked_example_of_the_docstring():
     assert row.labels_1S.tolist() == [[6, 7, 0, 9, 0, 0, 0, 0]]
     assert row.loss_weights_1S.tolist() == [[1, 1, 0, 1, 0, 0, 0, 0]]
     assert row.cu_seqlens.tolist() == [0, 3, 5, 8] and row.cu_seqlens.dtype == torch.int32
-    assert row.positions_3S[0].tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
-    assert row.sample_ids == ["a", "b"]
+    assert row.positions_3S.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]] * 3
+    assert row.sample_ids == ["a", "b"] and row.sample_tokens == [3, 2]
+
+
+def test_worked_example_with_aligned_samples():
+    samples = [encoded("a", [5, 6, 7], [0, 1, 1]), encoded("b", [8, 9], [0, 1])]
+    row = collate(samples, image_token_id=99, merge_size=2, sample_align_tokens=4)
+    assert row.tokens_1S.tolist() == [[5, 6, 7, 0, 8, 9, 0, 0]]
+    assert row.labels_1S.tolist() == [[6, 7, 0, 0, 9, 0, 0, 0]]
+    assert row.loss_weights_1S.tolist() == [[1, 1, 0, 0, 1, 0, 0, 0]]
+    assert row.cu_seqlens.tolist() == [0, 4, 8]
+    assert row.positions_3S.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3]] * 3
+    assert row.sample_ids == ["a", "b"] and row.sample_tokens == [3, 2]
+
+
+def test_a_sample_that_fits_its_alignment_gets_no_padding_and_the_tail_is_a_segment():
+    samples = [encoded("a", [5, 6, 7, 8], [0, 1, 1, 1]), encoded("b", [9], [0])]
+    row = collate(samples, image_token_id=99, merge_size=2, pad_token_id=3, sample_align_tokens=4, align_tokens=16)
+    assert row.tokens_1S.tolist() == [[5, 6, 7, 8, 9, *[3] * 11]]
+    assert row.cu_seqlens.tolist() == [0, 4, 8, 16] and row.sample_tokens == [4, 1]
+    assert row.positions_3S[0].tolist() == [*range(4), *range(4), *range(8)]
+    with pytest.raises(DataError, match=r"a row of 8 tokens \(samples a, b\)"):
+        collate(samples, image_token_id=99, merge_size=2, sample_align_tokens=4, pad_to_tokens=7)
+
+
+def test_positions_count_on_behind_an_image():
+    """The longest side of the image counts, as it does for text: 2 x 3 tokens at 1, so padding goes on at 4."""
+    image = encoded("a", [5, *[99] * 6], [0] * 7)
+    image.grids_I3 = torch.tensor([[1, 4, 6]])
+    row = collate([image], image_token_id=99, merge_size=2, sample_align_tokens=4)
+    assert row.positions_3S.tolist() == [[0, *[1] * 6, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
+    assert row.vision_index_M.tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_padding_to_a_fixed_length():
@@ -81,9 +112,12 @@ def test_padding_to_a_fixed_length():
         collate(samples, image_token_id=99, merge_size=2, pad_to_tokens=2)
 
 
+@pytest.mark.parametrize("sample_align_tokens", [1, 8])
 @pytest.mark.parametrize("packing", [False, True])
-def test_every_row_is_whole(write_folder, run_config, packing, records):
-    config = run_config(write_folder(records), packing=packing, seq_len_tokens=128)
+def test_every_row_is_whole(write_folder, run_config, packing, sample_align_tokens, records):
+    config = run_config(
+        write_folder(records), packing=packing, seq_len_tokens=128, sample_align_tokens=sample_align_tokens
+    )
     dataset = build_row_dataset(config, align_tokens=8)
     seen = []
     for j in range(dataset.plan.rows_per_epoch):
@@ -93,6 +127,8 @@ def test_every_row_is_whole(write_folder, run_config, packing, records):
         assert row.labels_1S.shape == row.loss_weights_1S.shape == (1, length) and row.positions_3S.shape == (3, length)
         assert row.cu_seqlens[0] == 0 and row.cu_seqlens[-1] == length
         assert len(row.cu_seqlens) - 1 - len(row.sample_ids) in (0, 1)
+        segments = row.cu_seqlens.diff().tolist()[: len(row.sample_ids)]
+        assert segments == [aligned_tokens(tokens, sample_align_tokens) for tokens in row.sample_tokens]
         assert len(row.pixels_PC) == row.grids_I3.prod(dim=1).sum() == 4 * len(row.vision_index_M)
         assert (row.tokens_1S[0, row.vision_index_M] == config.model.image_token_id).all()
         learned = row.loss_weights_1S[0] > 0
@@ -113,19 +149,46 @@ def test_rows_without_image_have_empty_tensors_of_the_right_kind(write_folder, r
     assert row.vision_index_M.shape == (0,) and row.vision_index_M.dtype == torch.int64
 
 
-def test_packing_changes_no_sample(write_folder, run_config, records):
+@pytest.mark.parametrize("sample_align_tokens", [1, 8])
+def test_packing_changes_no_sample(write_folder, run_config, sample_align_tokens, records):
     """Each sample of a packed row is what it is alone: tokens, labels, weights, positions and patches."""
     folder = write_folder(records)
-    packed = build_row_dataset(run_config(folder, packing=True), align_tokens=16)[0]
+    config = run_config(folder, packing=True, sample_align_tokens=sample_align_tokens)
+    packed = build_row_dataset(config, align_tokens=16)[0]
     alone = build_row_dataset(run_config(folder), align_tokens=1)
     rows = {alone[j].sample_ids[0]: alone[j] for j in range(4)}
     patch = 0
     for index, sample_id in enumerate(packed.sample_ids):
-        segment, row = slice(*packed.cu_seqlens[index : index + 2].tolist()), rows[sample_id]
+        start, row = int(packed.cu_seqlens[index]), rows[sample_id]
+        segment = slice(start, start + packed.sample_tokens[index])
+        assert packed.sample_tokens[index] == row.tokens_1S.shape[1]
+        assert (packed.loss_weights_1S[0, segment.stop : packed.cu_seqlens[index + 1]] == 0).all()
         for name in ("tokens_1S", "labels_1S", "loss_weights_1S", "positions_3S"):
             assert torch.equal(getattr(packed, name)[:, segment], getattr(row, name))
         assert torch.equal(packed.pixels_PC[patch : patch + len(row.pixels_PC)], row.pixels_PC)
         patch += len(row.pixels_PC)
+
+
+def test_rows_depend_on_the_alignment_of_samples_and_not_on_the_grid(write_folder, run_config, records):
+    folder = write_folder(records)
+
+    def rows(sample_align_tokens, align_tokens):
+        config = run_config(folder, packing=True, seq_len_tokens=128, sample_align_tokens=sample_align_tokens)
+        plan = build_row_dataset(config, align_tokens).plan
+        return [plan.row(j) for j in range(plan.rows_per_epoch)]
+
+    assert rows(1, 1) == rows(1, 16) and rows(64, 1) == rows(64, 16)
+    assert rows(64, 1) != rows(1, 1)
+
+
+def test_a_sample_that_alignment_makes_too_long_is_refused_by_name(write_folder, run_config, records):
+    folder = write_folder(records[3:])
+    length = build_row_dataset(run_config(folder), align_tokens=1)[0].sample_tokens[0]
+    exact = run_config(folder, seq_len_tokens=length, sample_align_tokens=length)
+    assert build_row_dataset(exact, align_tokens=1)[0].cu_seqlens.tolist() == [0, length]
+    rounded = run_config(folder, seq_len_tokens=length, sample_align_tokens=length - 1)
+    with pytest.raises(DataError, match=rf"sample doc has {length} tokens \(rounded up to {2 * length - 2}\)"):
+        build_row_dataset(rounded, align_tokens=1)
 
 
 def test_an_unreadable_sample_stops_the_run(broken_folder, run_config, records):

@@ -1,6 +1,7 @@
 """What is relied on of `megatron.training.training`, and the learning rates of the parts."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,14 +29,46 @@ def test_the_wrapped_functions_have_the_parameters_we_name(loop):
         "optimizer",
         "opt_param_scheduler",
     ]
+    assert {"iteration", "optimizer"} <= set(inspect.signature(loop.train_step).parameters)
+    assert list(inspect.signature(loop.finalize_model_grads).parameters)[:2] == ["model", "num_tokens"]
+    assert "skipped_iter" in inspect.signature(loop.training_log).parameters
     assert list(inspect.signature(loop.get_megatron_optimizer_config).parameters) == ["args"]
 
 
 def test_the_loop_calls_what_is_wrapped_by_its_module_name(loop):
     """A wrapper set on the module is found only if the loop looks the name up there."""
-    assert {"train_step", "training_log"} <= set(loop.train.__code__.co_names)
-    assert "get_megatron_optimizer_config" in loop.setup_model_and_optimizer.__code__.co_names
+    assert {"train_step", "training_log", "finalize_model_grads"} <= set(loop.train.__code__.co_names)
+    names = loop.setup_model_and_optimizer.__code__.co_names
+    assert {"get_megatron_optimizer_config", "load_checkpoint"} <= set(names)
     assert "initialize_megatron" in loop.pretrain.__code__.co_names
+
+
+def test_gradients_are_divided_by_the_exact_denominator(loop, monkeypatch):
+    """Whatever whole number the schedule counted; a schedule that counts nothing stays so."""
+    from megatron_medx.training import hooks
+    from megatron_medx.training.loss import StepLosses
+
+    given = []
+    monkeypatch.setattr(loop, "finalize_model_grads", lambda model, num_tokens, **kwargs: given.append(num_tokens))
+    losses = StepLosses()
+    entry = losses.add(["a"])
+    entry.loss_sum, entry.denominator = torch.tensor(1.0), torch.tensor(1.5, dtype=torch.float64)
+    hooks._divide_by_the_denominator(losses)
+    loop.finalize_model_grads([], torch.tensor(7, dtype=torch.int), force_all_reduce=False)
+    loop.finalize_model_grads([], None)
+    assert given[0].item() == 1.5 and given[0].dtype == torch.float64 and given[1] is None
+
+
+def test_the_reciprocal_of_a_whole_denominator_is_the_one_of_the_whole_number():
+    """Per-token training is bit for bit what Megatron's integer count gives: 1 / n in float64, then float32."""
+    gradient = torch.ones(3)
+    counts = torch.arange(1, 200_001)
+    whole = 1.0 / counts.int()
+    exact = 1.0 / counts.double()
+    assert whole.dtype == torch.float32 and torch.equal(whole, exact.float())
+    for n in (3, 7, 4097):
+        scale = 1.0 / torch.tensor(n, dtype=torch.float64)
+        assert torch.equal(gradient.clone().mul_(scale), gradient * (1.0 / torch.tensor(n, dtype=torch.int)))
 
 
 def test_parts_get_their_own_peak_and_final_rates(loop):
@@ -50,3 +83,42 @@ def test_parts_get_their_own_peak_and_final_rates(loop):
     assert key.matches(parameter, "module.module.vision.encoder.layers.0.mlp.linear_fc1.weight")
     assert not key.matches(parameter, "module.merger.final.linear_fc1.weight")
     assert not key.matches(parameter, "module.decoder.layers.0.mlp.linear_fc1.weight")
+
+
+def test_a_checkpoint_gives_its_count_of_steps_and_the_run_its_rates():
+    from megatron_medx.training.hooks import own_groups
+
+    own = [{"params": [1], "max_lr": 1e-3, "betas": (0.9, 0.95)}, {"params": [], "max_lr": 1e-4, "step": 0}]
+    stored = [{"max_lr": 7.0, "betas": (0.8, 0.8), "step": 12}]
+    assert own_groups(own, stored) == [
+        {"max_lr": 1e-3, "betas": (0.9, 0.95), "step": 12},
+        {"max_lr": 1e-4, "step": 12},
+    ]
+    assert own_groups(own[:1], [{"max_lr": 7.0}]) == [{"max_lr": 1e-3, "betas": (0.9, 0.95)}]
+
+
+def test_loading_a_carried_optimizer_starts_steps_schedule_and_data_anew(loop, monkeypatch):
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    from megatron_medx.training import hooks
+
+    group = {"max_lr": 1.0, "min_lr": 0.0}
+    scheduler = OptimizerParamScheduler(
+        SimpleNamespace(param_groups=[group]), 0.0, 1.0, 0.0, 0, 100, "linear", 0.1, 0.1, 100, "constant"
+    )
+    arguments = SimpleNamespace(consumed_train_samples=0, skipped_train_samples=3, consumed_valid_samples=4)
+    consumed = []
+
+    def load(model, optimizer, opt_param_scheduler, **kwargs):
+        arguments.consumed_train_samples = 40
+        opt_param_scheduler.step(40)
+        assert kwargs == {"strict": True} and group["lr"] == 0.6
+        return 10, 12345
+
+    monkeypatch.setattr(loop, "load_checkpoint", load)
+    monkeypatch.setattr(hooks, "get_args", lambda: arguments)
+    monkeypatch.setattr(hooks, "update_num_microbatches", lambda consumed_samples: consumed.append(consumed_samples))
+    hooks._load_at_step_0()
+    assert loop.load_checkpoint("model", "optimizer", scheduler, strict=True) == (0, 0)
+    assert vars(arguments) == {"consumed_train_samples": 0, "skipped_train_samples": 0, "consumed_valid_samples": 0}
+    assert group["lr"] == 1.0 and scheduler.num_steps == 0 and consumed == [0]

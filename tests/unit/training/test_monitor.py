@@ -32,6 +32,27 @@ def test_a_step_is_a_line_with_the_documented_keys(tmp_path):
     assert lines[1]["model_tflops_per_s"] == 4.0  # 4 TFLOP in half a second on 2 ranks
 
 
+def test_a_loss_that_is_no_number_is_null_and_a_skipped_step_is_marked(tmp_path):
+    """0 / 0 without trained tokens; the file stays JSON, the terminal and the curve go on."""
+    screen = io.StringIO()
+    config = get_recipe("demo")
+    monitor = StepMonitor(config, tmp_path, screen)
+    monitor.step_time_s = 0.5
+    counts = dict.fromkeys(("tokens", "images", "model_flops"), torch.tensor(3.0, dtype=torch.float64))
+    monitor.step(1, counts | {"loss": torch.tensor(float("nan"))}, 0.0)
+    monitor.step(2, counts | {"loss": torch.tensor(float("inf"))}, None, skipped=True)
+    monitor.step(3, counts | {"loss": torch.tensor(2.0)}, None, skipped=True)
+    monitor.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["loss"] for line in lines] == [None, None, 2.0]
+    assert [line.get("skipped") for line in lines] == [None, True, True]
+    assert "step 1/240  loss none  grad norm 0.00" in screen.getvalue()
+    draw_loss_curve(lines, tmp_path / "loss.png")
+    draw_loss_curve(lines[:2], tmp_path / "loss.png")
+
+
 def test_a_resume_drops_the_steps_that_it_repeats(tmp_path):
     monitored(tmp_path, [1, 2, 3, 4, 5])
     monitored(tmp_path, [4, 5, 6])

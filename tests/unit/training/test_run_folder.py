@@ -1,14 +1,17 @@
 """Which folder a run gets, what lies in it, and what a resume refuses."""
 
+import copy
 import os
 import socket
+import threading
 
 import pytest
 
-from megatron_medx.config.files import read_run_yaml
+from megatron_medx.config.checkpoint_folders import TRACKER_FILE
+from megatron_medx.config.files import read_run_yaml, write_run_yaml
 from megatron_medx.errors import CheckpointError, ConfigError, ParallelismError
-from megatron_medx.training.launch import free_port, launch
-from megatron_medx.training.run_folder import TRACKER, prepare_folder
+from megatron_medx.training.launch import PREPARED_FILE, free_port, launch, wait_until_prepared
+from megatron_medx.training.run_folder import LOGS, prepare_folder
 
 
 def prepare(config, resume=False):
@@ -19,7 +22,7 @@ def prepare(config, resume=False):
 def finished(tiny_run):
     """A folder as a run leaves it."""
     folder = prepare(tiny_run)
-    (folder / "checkpoints" / TRACKER).write_text("5")
+    (folder / "checkpoints" / TRACKER_FILE).write_text("5")
     return folder
 
 
@@ -38,7 +41,7 @@ def test_without_a_name_runs_are_numbered_and_the_newest_is_resumed(tiny_run, tm
         folders.append(str(prepare(tiny_run)))
     assert folders == ["runs/demo", "runs/demo-2", "runs/demo-3"]
     tiny_run.run.folder = ""
-    (tmp_path / "runs/demo-3/checkpoints" / TRACKER).write_text("5")
+    (tmp_path / "runs/demo-3/checkpoints" / TRACKER_FILE).write_text("5")
     assert str(prepare(tiny_run, resume=True)) == "runs/demo-3"
 
 
@@ -71,19 +74,6 @@ def test_another_grid_and_more_steps_are_welcome(tiny_run, finished):
     assert prepare(tiny_run, resume=True) == finished
 
 
-def test_starting_from_what_is_no_checkpoint_is_refused(tiny_run, tmp_path):
-    tiny_run.checkpoint.start_from = str(tmp_path)
-    with pytest.raises(CheckpointError, match="holds no"):
-        prepare(tiny_run)
-
-
-def test_starting_from_another_network_is_refused(tiny_run, finished, tmp_path):
-    tiny_run.checkpoint.start_from = str(finished / "checkpoints")
-    tiny_run.run.folder, tiny_run.model.ffn_hidden_size = str(tmp_path / "other"), 64
-    with pytest.raises(CheckpointError, match=r"model\.ffn_hidden_size 480 in the checkpoint and 64 asked for"):
-        prepare(tiny_run)
-
-
 def test_a_port_in_use_is_refused(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -114,6 +104,34 @@ def test_a_slurm_task_does_not_enter_a_folder_that_holds_a_run_either(tiny_run, 
     with pytest.raises(ConfigError, match="already holds a run"):
         launch(tiny_run)
     assert launch(tiny_run, resume=True) == 0
+
+
+def test_other_slurm_tasks_wait_for_the_first_and_take_what_it_wrote(tiny_run, monkeypatch, tmp_path):
+    """The folder is prepared for another attempt first, then, a second later, for this one."""
+    slurm = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "3"}
+    monkeypatch.setattr(os, "environ", os.environ | slurm | {"MASTER_ADDR": "localhost"})
+    started = []
+    monkeypatch.setattr("megatron_medx.training.worker.run_rank", lambda config, *_: started.append(config) or 0)
+    tiny_run.parallel.world_size = tiny_run.parallel.tensor = 2
+    decided = copy.deepcopy(tiny_run)
+    decided.checkpoint.start_from = "what/the/first/task/chose"
+    mark = tmp_path / "run" / LOGS / PREPARED_FILE
+    mark.parent.mkdir(parents=True)
+    mark.write_text("7.0.2")
+
+    def prepare_late():
+        write_run_yaml(decided, tmp_path / "run" / "run.yaml", {})
+        mark.write_text("7.0.3")
+
+    timer = threading.Timer(1.0, prepare_late)
+    timer.start()
+    assert launch(tiny_run) == 0
+    assert not timer.is_alive() and started == [decided]
+
+
+def test_a_slurm_task_does_not_wait_forever(tmp_path):
+    with pytest.raises(CheckpointError, match=r"logs/prepared has not appeared for 0\.1 s"):
+        wait_until_prepared(tmp_path, "7.0.0", patience_s=0.1)
 
 
 def test_a_slurm_task_needs_a_meeting_place(tiny_run, first_task):
