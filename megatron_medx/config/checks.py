@@ -253,14 +253,6 @@ def _mixture_of_experts(config: RunConfig) -> Iterator[Problem]:
             "expert matrices have in Hugging Face directories apart",
             "change model.expert_ffn_hidden_size",
         )
-    average, weight = config.training.loss_average, model.router_aux_loss_coef
-    if average != "token" and weight:
-        yield Problem(
-            f"training.loss_average {average}, model.router_aux_loss_coef {weight:g}",
-            "loss_average token, or no auxiliary loss: Megatron weighs the auxiliary loss by tokens, beside any other "
-            "average it would have another weight than stated",
-            "set training.loss_average=token or model.router_aux_loss_coef=0",
-        )
 
 
 def _alignment(config: RunConfig) -> Iterator[Problem]:
@@ -315,7 +307,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("optimizer.", "training.", "data.seq_len_tokens"), _schedule),
     ((), _start),
     (("data.seq_len_tokens", "data.sample_align_tokens"), _alignment),
-    (("model.num_experts", "model.router_aux_loss_coef", "training.loss_average"), _mixture_of_experts),
+    (("model.num_experts",), _mixture_of_experts),
     ((), _megatron),
     ((), _folder),
 )

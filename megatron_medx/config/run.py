@@ -152,8 +152,8 @@ class CheckpointSection:
     start_from: str = ""
     """What the run starts from, at step 0: a run folder, a Megatron checkpoint or a Hugging Face directory.
 
-    A run folder and a checkpoint's root mean their newest step, an `iter_` folder means itself; a Hugging Face directory
-    is converted at launch. Empty means seeded weights.
+    A run folder and a checkpoint's root mean their newest step, an `iter_` folder means itself; a Hugging Face
+    directory is converted at launch. Empty means seeded weights.
     """
     carry_optimizer: bool = False
     """Also take Adam's moments from `start_from`; the schedule starts anew all the same."""

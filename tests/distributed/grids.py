@@ -50,6 +50,8 @@ DeepStack's layers must be on the first stage: with two, four stages of four lay
 
 SAVE_AT_3 = ("checkpoint.every_steps=3",)
 
+ONE_STEP = ("training.steps=1", "optimizer.warmup_tokens=0")
+
 SCENARIOS = {
     "dense": (*PACKED, *SAVE_AT_3),
     "experts": (*PACKED, *EXPERTS, *SAVE_AT_3),
@@ -60,7 +62,7 @@ SCENARIOS = {
         *PACKED, "model.tie_embeddings=false", "optimizer.vision_lr=1e-30", "optimizer.merger_lr=5e-4",
     ),
     "merger alone": (*PACKED, "training.freeze=vision,language", "optimizer.lr=2e-2", "model.tie_embeddings=false"),
-    "merger alone, experts": (*PACKED, *EXPERTS, "training.freeze=vision,language", "training.steps=1"),
+    "merger alone, experts": (*PACKED, *EXPERTS, "training.freeze=vision,language", *ONE_STEP),
 }  # fmt: skip
 """Name -> overrides after SMALL of a run that tests share."""
 

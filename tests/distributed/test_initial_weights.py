@@ -5,7 +5,7 @@ Read from checkpoints of runs that train the merger alone, so all else is as it 
 
 import pytest
 import torch
-from grids import ONE, SCENARIOS, SMALL
+from grids import ONE, ONE_STEP, SCENARIOS, SMALL
 
 from megatron_medx.checkpoint.torch_dist import TorchDistFolder
 
@@ -13,7 +13,7 @@ from megatron_medx.checkpoint.torch_dist import TorchDistFolder
 @pytest.fixture(scope="module", autouse=True)
 def other_seed(runs):
     """One step of the same with another seed."""
-    words = (*SMALL, *SCENARIOS["merger alone"], "run.seed=99", "training.steps=1")
+    words = (*SMALL, *SCENARIOS["merger alone"], "run.seed=99", *ONE_STEP)
     return runs.submit(lambda queue: queue.train("other_seed", *words))
 
 

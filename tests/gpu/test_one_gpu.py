@@ -25,8 +25,8 @@ def alone():
     dist.destroy_process_group()
 
 
-def mean_loss(groups, demo, use_transformer_engine: bool) -> float:
-    """The demo's network in bf16 on the demo's first row, with the seeded weights."""
+def mean_loss(groups, demo, recipe: str, use_transformer_engine: bool) -> float:
+    """The recipe's network in bf16 on the demo's first row, with the seeded weights."""
     import torch
 
     from megatron_medx.data.rows import build_row_dataset
@@ -38,9 +38,10 @@ def mean_loss(groups, demo, use_transformer_engine: bool) -> float:
     from megatron_medx.recipes import get_recipe
     from megatron_medx.training.step import to_device
 
-    run = get_recipe("demo")
+    run = get_recipe(recipe)
     run.data.path = str(demo)
-    config = decoder_config(run.model, bf16=True, params_dtype=torch.bfloat16)
+    grouped = run.model.is_moe and use_transformer_engine
+    config = decoder_config(run.model, bf16=True, params_dtype=torch.bfloat16, moe_grouped_gemm=grouped)
     network = Qwen3VLModel(run.model, config, layer_specs(run.model, use_transformer_engine), groups, solo_groups())
     set_initial_weights(network, run.run.seed)
     row = to_device(build_row_dataset(run, align_tokens=1)[0])
@@ -50,10 +51,11 @@ def mean_loss(groups, demo, use_transformer_engine: bool) -> float:
     return ((losses_1S * row.loss_weights_1S).sum() / row.loss_weights_1S.sum()).item()
 
 
-def test_transformer_engine_layers_give_the_losses_of_the_plain_ones(alone, demo):
-    """Same names in the checkpoint, so the same seeded weights; then the same loss."""
+@pytest.mark.parametrize("recipe", ["demo", "demo_moe"])
+def test_transformer_engine_layers_give_the_losses_of_the_plain_ones(recipe, alone, demo):
+    """Same names in the checkpoint, so the same seeded weights; then the same loss. Experts: grouped against in turn."""
     pytest.importorskip("transformer_engine.pytorch")
-    plain, fused = (mean_loss(alone, demo, use) for use in (False, True))
+    plain, fused = (mean_loss(alone, demo, recipe, use) for use in (False, True))
     assert abs(plain - fused) < TOLERANCE, f"plain {plain}, Transformer Engine {fused}"
 
 

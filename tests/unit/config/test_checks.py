@@ -82,10 +82,6 @@ def test_what_the_recipe_gets_wrong_is_a_config_error(overrides, match):
         (["model.expert_ffn_hidden_size=0"], "model.expert_ffn_hidden_size 0, model.hidden_size 160"),
         (["model.expert_ffn_hidden_size=160"], "neither hidden_size nor half of it"),
         (["model.expert_ffn_hidden_size=80"], "neither hidden_size nor half of it"),
-        (
-            ["training.loss_average=sqrt"],
-            "training.loss_average sqrt, model.router_aux_loss_coef 0.001(.|\n)*by tokens",
-        ),
     ],
 )
 def test_a_mixture_of_experts_that_cannot_be_is_a_config_error(overrides, match):
@@ -153,10 +149,6 @@ def test_a_rule_keeps_quiet_about_a_field_that_is_already_wrong():
 )
 def test_what_should_run_passes(overrides):
     check(changed(*overrides))
-
-
-def test_another_average_passes_without_the_auxiliary_loss():
-    check(changed("training.loss_average=sample", "model.router_aux_loss_coef=0", recipe="demo_moe"))
 
 
 def make_data(folder):

@@ -1,4 +1,4 @@
-"""The layout of gathered optimizer state; tests/distributed/test_checkpoints_across_grids.py shows what it is good for."""
+"""The layout of gathered optimizer state; what it is good for: tests/distributed/test_checkpoints_across_grids.py."""
 
 from types import SimpleNamespace
 
