@@ -19,7 +19,7 @@ WRONG_CONFIGURATIONS = {
     "value": (["demo", "training.steps=many"], ["training.steps", "many"]),
     "heads by tensor": (
         ["demo", *SMALL, "parallel.tensor=3", "--nproc", "3"],
-        ["model.num_heads 4", "parallel.tensor 3"],
+        ["model.num_kv_heads 4", "parallel.tensor 3"],
     ),
     "layers by pipeline": (
         ["demo", *SMALL, "parallel.tensor=1", "parallel.pipeline=3", "--nproc", "3"],
@@ -32,7 +32,7 @@ WRONG_CONFIGURATIONS = {
     "ranks by grid": (["demo", *SMALL, "parallel.tensor=2", "--nproc", "3"], ["parallel.world_size 3", "--nproc 4"]),
     "several at once": (
         ["demo", *SMALL, "parallel.tensor=3", "model.vision.num_heads=5", "--nproc", "3"],
-        ["model.num_heads 4", "model.vision.hidden_size 32"],
+        ["model.num_kv_heads 4", "model.vision.hidden_size 36"],
     ),
     "no data": (["demo", *SMALL, "data.path=/nowhere"], ["/nowhere/samples.jsonl", "medx data demo"]),
     "no run.yaml": (["/nowhere/run.yaml"], ["/nowhere/run.yaml"]),

@@ -53,7 +53,7 @@ def mean_loss(groups, demo, recipe: str, use_transformer_engine: bool) -> float:
 
 @pytest.mark.parametrize("recipe", ["demo", "demo_moe"])
 def test_transformer_engine_layers_give_the_losses_of_the_plain_ones(recipe, alone, demo):
-    """Same names in the checkpoint, so the same seeded weights; then the same loss. Experts: grouped against in turn."""
+    """Same names in the checkpoint, so the same seeded weights; then the same loss, of experts in turn or grouped."""
     pytest.importorskip("transformer_engine.pytorch")
     plain, fused = (mean_loss(alone, demo, recipe, use) for use in (False, True))
     assert abs(plain - fused) < TOLERANCE, f"plain {plain}, Transformer Engine {fused}"
