@@ -21,7 +21,7 @@ from torch import Tensor
 
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.models.auxiliary_loss import weigh_auxiliary_losses
-from megatron_medx.models.images import encode_images, mark_as_shared
+from megatron_medx.models.image_encoding import encode_images, mark_as_shared
 from megatron_medx.models.megatron_config import tower_config
 from megatron_medx.models.merger import Mergers
 from megatron_medx.models.rotary import mrope_angles

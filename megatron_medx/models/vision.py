@@ -2,7 +2,7 @@
 
 Patches of all images are one packed sequence; attention stays within an image. The tower is whole on every rank of the
 first stage (its modules are built on groups of one rank): it is small and its work uneven, so slicing its matrices
-would cost more than it saves. Ranks share the images instead (images.py).
+would cost more than it saves. Ranks share the images instead (image_encoding.py).
 """
 
 import torch

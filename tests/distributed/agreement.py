@@ -9,7 +9,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from megatron_medx.checkpoint.torch_dist import TorchDistFolder
 
 LOSS_TOLERANCE = 1e-5
-NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-5, 2e-5
+NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-5, 1e-5
 """Of themselves: of the global gradient norm, of the norm of a tensor's first moment."""
 
 

@@ -2,8 +2,8 @@
 
 Importing torch and Megatron costs a rank more than its few tiny steps. So most runs are warm: their processes are
 forked from one that has imported everything (warm_ranks.py). Runs about processes, signals and what a person sees are
-cold: the command as it is typed. As many ranks run at a time as there are cores. A test module submits its work when
-its first test starts; each test waits for its own.
+cold: the command as it is typed. Two runs of several ranks go side by side on two cores, because ranks also wait for
+one another. A test module submits its work when its first test starts; each test waits for its own.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Run:
 
 
 class Runs:
-    """Starts commands, at most `cores` ranks at a time and in order of asking; ends what is left when closed.
+    """Starts commands, a few at a time and in order of asking; ends what is left when closed.
 
     Args:
         folder: where run folders are made.
@@ -84,7 +84,7 @@ class Runs:
         self._empty = folder / "elsewhere"
         self._empty.mkdir()
         self._cores = len(os.sched_getaffinity(0))
-        self._free, self._queue, self._changed = self._cores, deque(), threading.Condition()
+        self._free, self._queue, self._changed = 2 * self._cores, deque(), threading.Condition()
         self._threads = ThreadPoolExecutor(max_workers=256)  # most of them wait for one another's runs
         self._shared: dict[str, Future] = {}
         self._lock = threading.RLock()
@@ -227,7 +227,7 @@ class Runs:
 
     @contextlib.contextmanager
     def _cores_for(self, ranks: int) -> Iterator[None]:
-        """Wait for one's turn; more ranks than cores take all cores."""
+        """Wait for one's turn; more ranks than cores count as so many: half of what may run."""
         wanted, turn = min(ranks, self._cores), object()
         with self._changed:
             self._queue.append(turn)

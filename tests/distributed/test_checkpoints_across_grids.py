@@ -1,6 +1,7 @@
 """A checkpoint of any grid is resumed on any other, optimizer and all: the run goes on as if nothing had happened.
 
-The writers are the runs of test_grids.py, which save after step 3; the readers do steps 4 and 5.
+The writers are the runs of test_grids.py, which save after step 3; the readers do steps 4 and 5. Worst differences seen
+(2026-11-22): losses 5.5e-7, gradient norms 1.9e-7 of themselves, Adam's first moments 1.1e-6 of a tensor's norm.
 """
 
 import pytest

@@ -2,6 +2,10 @@
 
 Rows are packed; among them are texts alone, several images and a huge one, so that ranks, microbatches and a whole step
 have none (`test_the_rows_are_awkward`). Each grid is there for what stands beside it in GRIDS.
+
+Worst differences seen (2026-11-22, gloo, fp32), of 30 grids from scratch: losses 5.5e-7 (dense tp4 cp2), gradient norms
+1.9e-7 of themselves, Adam's first moments 1.1e-6 of a tensor's norm (experts tp2 pp2 dp2 ep4). Of 24 grids after
+import: losses 4.6e-7, gradient norms 2.8e-7.
 """
 
 import pytest
@@ -58,7 +62,9 @@ GRIDS = {
 """Scenario -> grid -> what it is there for. Each is compared with one process."""
 
 ALL = [(name, grid) for name in GRIDS for grid in GRIDS[name]]
-IMPORTED = [(name, grid) for name, grid in ALL if "unpacked" not in name]
+COVERED = ("pp2 first1", "tp2 pp2 dp2", "tp2 cp2")
+"""Grids whose axes all occur in larger ones."""
+IMPORTED = [(name, grid) for name, grid in ALL if "unpacked" not in name and grid not in COVERED]
 FROZEN = [("merger alone", "pp2"), ("merger alone", "tp2"), ("own rates", "tp2 pp2")]
 """Parts that do not train, or at rates of their own."""
 

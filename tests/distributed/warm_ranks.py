@@ -13,7 +13,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import queue
 import signal
 import socketserver
 import sys
@@ -115,13 +114,9 @@ def import_everything() -> None:
     for module in MODULES:
         importlib.import_module(module)
     import torch
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.training.argument_utils import ArgumentGroupFactory
 
-    # Two things cost each rank more than its five steps and change no number. Saving passes its results through a
-    # process that imports torch anew: the queue below does for a save that nobody runs in the background.
-    filesystem_async._results_queue = queue.SimpleQueue()
-    # And the texts of Megatron's --help are parsed out of its source, three times.
+    # The texts of Megatron's --help are parsed out of its source, three times a rank.
     ArgumentGroupFactory._get_field_docstrings = lambda *_: {}
 
     torch.set_num_threads(1)

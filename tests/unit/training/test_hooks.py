@@ -122,3 +122,15 @@ def test_loading_a_carried_optimizer_starts_steps_schedule_and_data_anew(loop, m
     assert loop.load_checkpoint("model", "optimizer", scheduler, strict=True) == (0, 0)
     assert vars(arguments) == {"consumed_train_samples": 0, "skipped_train_samples": 0, "consumed_valid_samples": 0}
     assert group["lr"] == 1.0 and scheduler.num_steps == 0 and consumed == [0]
+
+
+def test_a_save_hands_its_results_to_itself(loop, monkeypatch):
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    from megatron_medx.training import hooks
+
+    monkeypatch.setattr(filesystem_async, "_results_queue", None)
+    hooks._save_without_a_helper()
+    results = filesystem_async.get_write_results_queue()
+    results.put({0: []})
+    assert results.get_nowait() == {0: []}

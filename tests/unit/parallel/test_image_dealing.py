@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_medx.parallel.images import deal_images, share_images
+from megatron_medx.parallel.image_dealing import deal_images, share_images
 
 
 def slowest(costs, shares):

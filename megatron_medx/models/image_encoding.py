@@ -17,7 +17,7 @@ from megatron_medx.config.flops import image_flops
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.models.merger import Mergers
 from megatron_medx.models.vision import VisionTower
-from megatron_medx.parallel.images import share_images
+from megatron_medx.parallel.image_dealing import share_images
 
 
 def encode_images(
