@@ -35,7 +35,7 @@ def encode_images(
     backward pass (with a zero gradient), which overlapped gradient reduction waits for.
 
     Args:
-        pixels_PC: (P, C) patches of all images of the row; P may be 0.
+        pixels_PC: (P, C) patches of all images of the row, on any device; P may be 0.
         grids_I3: (I, 3) int64 grids of all images, on the CPU.
         groups: Megatron's; `tp_cp` are the ranks that share the row.
 
@@ -49,10 +49,11 @@ def encode_images(
     merge_block = model.vision.merge_size**2
     share = share_images(costs, patches, merge_block, groups.tp_cp.size(), groups.tp_cp.rank())
     if share.images:
-        pixels_PC, grids_I3 = pixels_PC[share.patches.to(pixels_PC.device)], grids_I3[share.images]
+        pixels_PC, grids_I3 = pixels_PC[share.patches], grids_I3[share.images]
     else:
         pixels_PC = pixels_PC.new_zeros(merge_block, model.vision.patch_dim)
         grids_I3 = torch.tensor([[1, model.vision.merge_size, model.vision.merge_size]])
+    pixels_PC = pixels_PC.to(tower.patch_embed.weight.device, non_blocking=True)
     final_MH, levels_MH = mergers(*tower(pixels_PC, grids_I3))
     features = torch.stack([final_MH, *levels_MH], dim=1)
     num_tokens = len(share.patches) // merge_block

@@ -89,8 +89,9 @@ def microbatch_counts(microbatch: Microbatch, config: RunConfig, freeze: tuple[s
     return {key: torch.tensor([value, share], dtype=torch.float64, device=device) for key, value in values.items()}
 
 
-ON_CPU = ("cu_seqlens", "grids_I3", "vision_index_M")
-"""Fields from which the model works out indices: on the GPU each look at them would wait for all work before it."""
+ON_CPU = ("cu_seqlens", "grids_I3", "vision_index_M", "pixels_PC")
+"""What the model wants on the CPU: the fields from which it works out indices, since on the GPU each look at them would
+wait for all work before it, and the patches, of which it moves those that this rank encodes."""
 
 
 def to_device(microbatch: Microbatch) -> Microbatch:

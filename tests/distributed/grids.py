@@ -55,6 +55,7 @@ ONE_STEP = ("training.steps=1", "optimizer.warmup_tokens=0")
 SCENARIOS = {
     "dense": (*PACKED, *SAVE_AT_3),
     "experts": (*PACKED, *EXPERTS, *SAVE_AT_3),
+    "experts per sample": (*PACKED, *EXPERTS, "training.loss_average=sample"),
     "dense unpacked": UNPACKED,
     "experts unpacked": (*UNPACKED, *EXPERTS),
     "ten steps": (*UNPACKED, "training.steps=10", "checkpoint.every_steps=5", "log.tensorboard=true"),
