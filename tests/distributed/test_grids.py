@@ -4,7 +4,7 @@ Rows are packed; among them are texts alone, several images and a huge one, so t
 have none (`test_the_rows_are_awkward`). Each grid is there for what stands beside it in GRIDS.
 
 Worst differences seen (2026-11-22, gloo, fp32), of 31 grids from scratch: losses 5.5e-7 (dense tp4 cp2), gradient norms
-1.9e-7 of themselves, Adam's first moments 1.1e-6 of a tensor's norm (experts tp2 pp2 dp2 ep4). Of 24 grids after
+1.9e-7 of themselves, Adam's first moments 1.1e-6 of a tensor's norm (experts tp2 pp2 dp2 ep4). Of 25 grids after
 import: losses 4.6e-7, gradient norms 2.8e-7.
 """
 
