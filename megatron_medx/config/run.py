@@ -53,6 +53,8 @@ class DataSection:
     """
     max_bad_fraction: float = 0.0
     """Share of unreadable samples that is skipped (each is logged) before the run stops. 0 stops at the first."""
+    allow_burned_in: bool = False
+    """False: a DICOM file whose header says BurnedInAnnotation YES is unreadable, as its pixels may show a name."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -134,7 +136,8 @@ class TrainingSection:
     """How token losses of a global batch are averaged: per `token`, per `sample`, or `sqrt` between the two.
 
     With n_s trained tokens in sample s and p = 0 (token), 1 (sample) or 1/2 (sqrt):
-    loss = sum_s n_s^-p sum_i l_si / sum_s n_s^(1-p). Samples without trained tokens do not count.
+    loss = sum_s n_s^-p sum_i l_si / sum_s n_s^(1-p). Samples without trained tokens do not count. A token of a message
+    with a `weight` counts for so many, in both sums and in n_s.
     """
     on_bad_loss: str = "stop"
     """A step whose loss or gradient is NaN or infinite: `stop` the run before anything is saved, or `skip` the update.

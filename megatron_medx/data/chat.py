@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from megatron_medx.data.images import image_size, read_image
+from megatron_medx.data.images.files import image_size, read_image
 from megatron_medx.data.patches import Patcher, num_image_tokens
 from megatron_medx.data.plan import aligned_tokens
 from megatron_medx.data.samples import ImagePart, Sample
@@ -33,11 +33,21 @@ class EncodedSample:
     tokens_S: torch.Tensor
     """(S,) int64; each image is a run of placeholder tokens, one for each merged token."""
     loss_weights_S: torch.Tensor
-    """(S,) float32; 1 where this token is to be learned, 0 on prompt and image tokens."""
+    """(S,) float32; the weight of its message (of a document 1) where this token is learned, 0 on prompt and images."""
     pixels_PC: torch.Tensor
     """(P, C) float32 patches of all images; P may be 0."""
     grids_I3: torch.Tensor
     """(I, 3) int64; I may be 0."""
+
+
+@dataclass(slots=True)
+class SampleSize:
+    """What a sample will take, as far as headers tell: all that the plan and the deal of rows ask."""
+
+    tokens: int
+    """Text and image tokens."""
+    patches_per_image: list[int]
+    """Patches before merging, one entry for each frame of each image: attention stays within a frame."""
 
 
 @dataclass(slots=True)
@@ -53,15 +63,21 @@ class SampleEncoder:
     """Longest sample allowed, in text and image tokens, rounded up as below."""
     sample_align_tokens: int = 1
     """What the row rounds a sample up to; no token here is added for it."""
+    allow_burned_in: bool = False
+    """Whether images may have text burned in by their own header's word."""
 
-    def length(self, sample: Sample) -> int:
-        """Tokens `encode` will give, from the text and the headers of the image files.
+    def measure(self, sample: Sample) -> SampleSize:
+        """Tokens and patches `encode` will give, from the text and the headers of the image files.
 
         Raises:
             DataError: as `encode`, as far as headers can tell.
         """
-        grids = [self.patcher.grid(*image_size(self.folder / path)) for path in sample.image_paths]
-        return len(self._tokens(sample, grids)[0])
+        grids = [
+            self.patcher.grid(*image_size(self.folder / part.image, part.view, self.allow_burned_in))
+            for part in sample.images
+        ]
+        patches = [height * width for frames, height, width in grids for _ in range(frames)]
+        return SampleSize(len(self._tokens(sample, grids)[0]), patches)
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Tokens, learned tokens and patches of a sample.
@@ -69,7 +85,10 @@ class SampleEncoder:
         Raises:
             DataError: an image cannot be read; placeholders and images differ in number; the sample is too long.
         """
-        patches = [self.patcher.patchify(read_image(self.folder / path)) for path in sample.image_paths]
+        patches = [
+            self.patcher.patchify(read_image(self.folder / part.image, part.view, self.allow_burned_in))
+            for part in sample.images
+        ]
         grids = [tuple(grid.tolist()) for _, grid in patches]
         tokens_S, loss_weights_S = self._tokens(sample, grids)
         pixels = [pixels_PC for pixels_PC, _ in patches]
@@ -111,13 +130,17 @@ class SampleEncoder:
         return tokens.repeat_interleave(repeats), weights.repeat_interleave(repeats)
 
 
-def render(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
-    """The text a sample becomes, one placeholder an image, and the spans [start, end) of characters that are learned.
+LearnedSpan = tuple[int, int, float]
+"""Characters [start, end) of a text and the weight of each token in them."""
 
-    A conversation is rendered by the chat template; learned is each assistant turn after its header up to and with
-    `<|im_end|>`. The spans come from rendering the conversation turn by turn, not from searching for markers: a user
-    who writes `<|im_start|>assistant` changes nothing. A document is learned whole but for its images, and ends in
-    `<|endoftext|>`.
+
+def render(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[LearnedSpan]]:
+    """The text a sample becomes, one placeholder an image, and the spans of it that are learned.
+
+    A conversation is rendered by the chat template; learned, with the message's weight, is each assistant turn after
+    its header up to and with `<|im_end|>`. The spans come from rendering the conversation turn by turn, not from
+    searching for markers: a user who writes `<|im_start|>assistant` changes nothing. A document is learned whole but
+    for its images, with weight 1, and ends in `<|endoftext|>`.
 
     Raises:
         DataError: the template is not built turn by turn, so no span can be known.
@@ -130,8 +153,8 @@ def render(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, lis
     ]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+    for index, message in enumerate(sample.messages):
+        if message.role != "assistant":
             continue
         # the template cannot render zero messages; a first assistant turn stands behind nothing
         before = tokenizer.apply_chat_template(messages[:index], tokenize=False) if index else ""
@@ -144,19 +167,19 @@ def render(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, lis
                 "a chat template that only appends, such as Qwen3-VL's",
                 "put Qwen3-VL's chat_template.jinja into the processor directory",
             )
-        spans.append((start, end))
+        spans.append((start, end, message.weight))
     return text, spans
 
 
-def _render_document(sample: Sample) -> tuple[str, list[tuple[int, int]]]:
+def _render_document(sample: Sample) -> tuple[str, list[LearnedSpan]]:
     text, spans = "", []
     for part in sample.parts:
         if isinstance(part, ImagePart):
             text += IMAGE_PLACEHOLDER
         else:
-            spans.append((len(text), len(text) + len(part.text)))
+            spans.append((len(text), len(text) + len(part.text), 1.0))
             text += part.text
-    spans.append((len(text), len(text) + len(DOCUMENT_END)))
+    spans.append((len(text), len(text) + len(DOCUMENT_END), 1.0))
     return text + DOCUMENT_END, spans
 
 
@@ -166,17 +189,17 @@ def _template_part(part: object) -> dict[str, str]:
     return {"type": "text", "text": part.text}
 
 
-def _weights(offsets: list[tuple[int, int]], learned: list[tuple[int, int]]) -> list[float]:
-    """1.0 for each token that starts inside a learned span.
+def _weights(offsets: list[tuple[int, int]], learned: list[LearnedSpan]) -> list[float]:
+    """The span's weight for each token that starts inside a learned span, 0 for others.
 
     A token that begins in the header and reaches into the answer (an answer that starts with a line break) stays
     prompt, as at inference. Both lists ascend, so one walk is enough.
 
-    Example: learned [(4, 9)], offsets [(0, 3), (3, 5), (5, 8), (8, 9), (9, 10)] -> [0, 0, 1, 1, 0].
+    Example: learned [(4, 9, 0.5)], offsets [(0, 3), (3, 5), (5, 8), (8, 9), (9, 10)] -> [0, 0, 0.5, 0.5, 0].
     """
     weights, at = [], 0
     for start, _ in offsets:
         while at < len(learned) and learned[at][1] <= start:
             at += 1
-        weights.append(float(at < len(learned) and learned[at][0] <= start))
+        weights.append(learned[at][2] if at < len(learned) and learned[at][0] <= start else 0.0)
     return weights

@@ -22,7 +22,7 @@ class Microbatch:
     labels_1S: torch.Tensor
     """(1, S) int64 next token of the same sample; 0 where the weight is 0."""
     loss_weights_1S: torch.Tensor
-    """(1, S) float32; 0 on prompt, image and padding tokens."""
+    """(1, S) float32; 0 on prompt, image and padding tokens, on others the weight of their message, mostly 1."""
     positions_3S: torch.Tensor
     """(3, S) int64 M-RoPE positions (time, height, width), from 0 in every sample."""
     cu_seqlens: torch.Tensor

@@ -5,7 +5,10 @@ endless run, in any order of asking. Resume is one integer, and the number of ra
 rows they are dealt.
 """
 
+from array import array
 from bisect import bisect_left, insort
+from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -17,30 +20,40 @@ class RowPlan:
     That the same samples stay together costs nothing, since attention never crosses samples, and it makes every epoch
     equally long, so that row j is found without counting through the epochs before it.
 
+    Planning is linear in the samples (`python -m benchmarks.plan`).
+
     Args:
-        lengths: tokens of each sample; rounded up, each at most `seq_len_tokens`.
+        lengths: tokens of each sample, a list or an array; rounded up, each at most `seq_len_tokens`.
         seq_len_tokens: capacity of a row.
         packing: False puts one sample into each row.
         seed: of the joining and of the order.
         sample_align_tokens: a sample takes its length of the row, rounded up to a multiple of this.
     """
 
-    def __init__(self, lengths: list[int], seq_len_tokens: int, packing: bool, seed: int, sample_align_tokens: int = 1):
-        aligned = [aligned_tokens(length, sample_align_tokens) for length in lengths]
-        assert aligned and max(aligned) <= seq_len_tokens, "encode refuses samples that are longer than a row"
-        self._num_tokens = sum(lengths)
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        seq_len_tokens: int,
+        packing: bool,
+        seed: int,
+        sample_align_tokens: int = 1,
+    ):
+        aligned = aligned_tokens(np.asarray(lengths, dtype=np.int32), sample_align_tokens)
+        assert aligned.size and aligned.max() <= seq_len_tokens, "encode refuses samples that are longer than a row"
+        self._num_tokens = int(np.sum(lengths, dtype=np.int64))
         self._seq_len_tokens = seq_len_tokens
         self._seed = seed
+        self._samples = np.arange(len(aligned), dtype=np.int32)
+        """Samples of the first row, then of the second, and so on; row r has those from starts[r] to starts[r + 1]."""
+        self._starts = np.arange(len(aligned) + 1)
         if packing:
-            self._rows = _join(aligned, seq_len_tokens, seeded_order(len(lengths), seed, stream=0))
-        else:
-            self._rows = [[index] for index in range(len(lengths))]
+            self._samples, self._starts = _join(aligned, seq_len_tokens, seeded_order(len(aligned), seed, stream=0))
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)  # the last order asked for, only to be quick
 
     @property
     def rows_per_epoch(self) -> int:
         """Rows in which every sample occurs exactly once."""
-        return len(self._rows)
+        return len(self._starts) - 1
 
     @property
     def waste(self) -> float:
@@ -52,11 +65,12 @@ class RowPlan:
         epoch, place = divmod(j, self.rows_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, seeded_order(self.rows_per_epoch, self._seed, stream=epoch + 1)
-        return list(self._rows[self._order[place]])
+        start, end = self._starts[self._order[place] :][:2]
+        return self._samples[start:end].tolist()
 
 
-def aligned_tokens(tokens: int, multiple: int) -> int:
-    """Return `tokens` rounded up to a multiple: (5, 4) gives 8, (8, 4) gives 8."""
+def aligned_tokens[Tokens: (int, np.ndarray)](tokens: Tokens, multiple: int) -> Tokens:
+    """Return `tokens`, a number or an array, rounded up to a multiple: (5, 4) gives 8, (8, 4) gives 8."""
     return -(-tokens // multiple) * multiple
 
 
@@ -70,22 +84,38 @@ def seeded_order(count: int, seed: int, stream: int) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def _join(lengths: list[int], capacity: int, order: np.ndarray) -> list[list[int]]:
+def _join(lengths: np.ndarray, capacity: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Best fit: each sample, in the given order, goes into the fullest row that still has room, else into a new one.
+
+    Of equally full rows the first takes it. A row is forgotten when no sample fits any more; the others stand in a heap
+    for each number of free tokens, of which there are at most `capacity`: so a sample costs the same in any corpus.
+
+    Returns:
+        (samples,) int32 of the first row, of the second, and so on, and (rows + 1,) int64 where each row starts.
 
     Example (capacity 10, lengths in order 6, 5, 4, 3, 2): rows [6, 4], [5, 3, 2].
     """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens free, row), ascending
-    for index in order.tolist():
-        length = lengths[index]
-        fit = bisect_left(room, (length, -1))
-        if fit < len(room):
-            free, row = room.pop(fit)
+    shortest = max(1, int(lengths.min()))
+    row_of, num_rows = array("i"), 0  # of each sample, in the given order
+    rows_with: dict[int, list[int]] = {}  # tokens free -> rows, a heap
+    frees: list[int] = []  # the keys of rows_with, ascending
+    for length in memoryview(lengths[order]):
+        fit = bisect_left(frees, length)
+        if fit < len(frees):
+            free = frees[fit]
+            row = heappop(rows_with[free])
+            if not rows_with[free]:
+                del rows_with[free], frees[fit]
         else:
-            free, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(index)
-        if free > length:
-            insort(room, (free - length, row))
-    return rows
+            free, row = capacity, num_rows
+            num_rows += 1
+        row_of.append(row)
+        left = free - length
+        if left >= shortest:
+            if left not in rows_with:
+                rows_with[left] = []
+                insort(frees, left)
+            heappush(rows_with[left], row)
+    rows = np.frombuffer(row_of, dtype=np.int32)
+    starts = np.concatenate(([0], np.cumsum(np.bincount(rows))))
+    return order[np.argsort(rows, kind="stable")].astype(np.int32), starts

@@ -47,7 +47,7 @@ class _Card:
     pictures: list[Image.Image]
     num_tokens: int
     words: list[tuple[str, bool]]
-    """Pieces of text and whether they are learned."""
+    """Pieces of text and whether they are learned; a weight other than 1 stands in front: `[x0.5] `."""
 
 
 def draw_preview(dataset: RowDataset, path: Path, num_samples: int = 12) -> None:
@@ -91,30 +91,35 @@ def _cards(dataset: RowDataset, num_samples: int) -> list[_Card]:
             end = start + num_tokens
             tokens = batch.tokens_1S[0, start:end]
             # the weight of a token stands at the place that predicts it
-            learned = torch.cat([torch.zeros(1), batch.loss_weights_1S[0, start : end - 1]]) > 0
+            weights = torch.cat([torch.zeros(1), batch.loss_weights_1S[0, start : end - 1]])
             left = int(((batch.vision_index_M >= start) & (batch.vision_index_M < end)).sum())
             pictures = []
             while left > 0:
                 pixels_PC, grid_3 = images.pop(0)
                 left -= num_image_tokens(grid_3.tolist(), patcher.merge_size)
                 pictures.append(patcher.unpatchify(pixels_PC, grid_3))
-            cards.append(_Card(sample_id, pictures, num_tokens, _words(tokens, learned, tokenizer)))
+            cards.append(_Card(sample_id, pictures, num_tokens, _words(tokens, weights, tokenizer)))
     return cards[:num_samples]
 
 
-def _words(tokens: torch.Tensor, learned: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """Runs of equally learned tokens as text; a run of placeholders becomes `[n image tokens]`."""
+def _words(tokens: torch.Tensor, weights: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """Runs of tokens of equal weight as text; a run of placeholders becomes `[n image tokens]`."""
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    runs: list[tuple[list[int], bool]] = []
-    for token, is_learned in zip(tokens.tolist(), learned.tolist(), strict=True):
-        same = runs and runs[-1][1] == is_learned and (runs[-1][0][-1] == image_id) == (token == image_id)
+    runs: list[tuple[list[int], float]] = []
+    for token, weight in zip(tokens.tolist(), weights.tolist(), strict=True):
+        same = runs and runs[-1][1] == weight and (runs[-1][0][-1] == image_id) == (token == image_id)
         if same:
             runs[-1][0].append(token)
         else:
-            runs.append(([token], is_learned))
+            runs.append(([token], weight))
     return [
-        (f"[{len(run)} image tokens]" if run[0] == image_id else tokenizer.decode(run), is_learned)
-        for run, is_learned in runs
+        (
+            f"[{len(run)} image tokens]"
+            if run[0] == image_id
+            else (f"[x{weight:g}] " if weight not in (0, 1) else "") + tokenizer.decode(run),
+            weight > 0,
+        )
+        for run, weight in runs
     ]
 
 

@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer
 
+from megatron_medx.config.flops import step_flops
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.processor import check_processor, vision_token_ids
 from megatron_medx.config.run import DataSection, RunConfig
-from megatron_medx.data.chat import EncodedSample, SampleEncoder
+from megatron_medx.data.chat import EncodedSample, SampleEncoder, SampleSize
 from megatron_medx.data.microbatch import Microbatch
 from megatron_medx.data.patches import Patcher
 from megatron_medx.data.plan import RowPlan, aligned_tokens
@@ -60,7 +61,7 @@ def collate(
         DataError: the samples, aligned, have more than pad_to_tokens tokens.
     """
     borders = [0, *accumulate(aligned_tokens(len(sample.tokens_S), sample_align_tokens) for sample in samples)]
-    length = aligned_tokens(borders[-1], align_tokens) if pad_to_tokens is None else pad_to_tokens
+    length = _padded_tokens(borders[-1], align_tokens, pad_to_tokens)
     if borders[-1] > length:
         raise DataError(
             f"a row of {borders[-1]} tokens (samples {', '.join(sample.sample_id for sample in samples)})",
@@ -89,6 +90,11 @@ def collate(
     )
 
 
+def _padded_tokens(tokens: int, align_tokens: int, pad_to_tokens: int | None) -> int:
+    """Tokens of a row whose samples, aligned, have so many."""
+    return aligned_tokens(tokens, align_tokens) if pad_to_tokens is None else pad_to_tokens
+
+
 def _write(sample: EncodedSample, tokens_L: torch.Tensor, labels_L: torch.Tensor, weights_L: torch.Tensor) -> None:
     """Write a sample to the start of its segment; what it does not fill stays padding, with label and weight 0.
 
@@ -109,10 +115,11 @@ class RowDataset(Dataset):
         encoder: encodes the samples of the data folder.
         samples: all of them.
         data: packing, lengths, alignment of samples, tolerance.
-        model: special token ids and merge size.
+        model: special token ids and merge size; its sizes decide what a row costs.
         seed: of the order.
         align_tokens: rows are padded to a multiple of this.
         pad_to_tokens: pad every row to exactly this many tokens instead.
+        freeze: parts that are not trained; they cost less.
 
     Raises:
         DataError: a sample is too long or unreadable as far as headers tell, and `max_bad_fraction` does not cover it.
@@ -127,6 +134,7 @@ class RowDataset(Dataset):
         seed: int,
         align_tokens: int = 1,
         pad_to_tokens: int | None = None,
+        freeze: tuple[str, ...] = (),
     ):
         self.encoder = encoder
         self.num_samples = len(samples)
@@ -141,8 +149,17 @@ class RowDataset(Dataset):
             "align_tokens": align_tokens,
             "pad_to_tokens": pad_to_tokens,
         }
-        self.samples, lengths = self._measure(samples)
-        self.plan = RowPlan(lengths, data.seq_len_tokens, data.packing, seed, data.sample_align_tokens)
+        self._model, self._freeze = model, freeze
+        self.samples, sizes = self._measure(samples)
+        self.plan = RowPlan(
+            [size.tokens for size in sizes], data.seq_len_tokens, data.packing, seed, data.sample_align_tokens
+        )
+        self._segment_tokens = [aligned_tokens(size.tokens, data.sample_align_tokens) for size in sizes]
+        self._costs = [
+            self._flops(tokens, size.patches_per_image)
+            for tokens, size in zip(self._segment_tokens, sizes, strict=True)
+        ]
+        """FLOPs of each sample: segments and images add up, so a row costs what its samples and its tail do."""
 
     def __getitem__(self, j: int) -> Microbatch:
         """The microbatch of row j.
@@ -162,12 +179,27 @@ class RowDataset(Dataset):
             )
         return collate(encoded, **self._layout)
 
-    def _measure(self, samples: list[Sample]) -> tuple[list[Sample], list[int]]:
-        """Samples whose headers can be read, with their lengths in tokens."""
-        kept, lengths = [], []
+    def cost(self, j: int) -> int:
+        """Estimated FLOPs of row j, forward and backward, padding included: rows are dealt to ranks by it.
+
+        A function of j and the headers alone: a sample that cannot be decoded later, or what takes its place, does not
+        change it, so ranks that have met such a sample deal like those that have not. No file is read.
+        """
+        indices = self.plan.row(j)
+        tokens = sum(self._segment_tokens[index] for index in indices)
+        tail = _padded_tokens(tokens, self._layout["align_tokens"], self._layout["pad_to_tokens"]) - tokens
+        return sum(self._costs[index] for index in indices) + self._flops(tail, [])
+
+    def _flops(self, tokens: int, patches_per_image: list[int]) -> int:
+        """FLOPs of one segment of a row and its images."""
+        return step_flops(self._model, [tokens], patches_per_image, self._freeze)["total"]
+
+    def _measure(self, samples: list[Sample]) -> tuple[list[Sample], list[SampleSize]]:
+        """Samples whose headers can be read, with what they will take."""
+        kept, sizes = [], []
         for sample in samples:
             try:
-                lengths.append(self.encoder.length(sample))
+                sizes.append(self.encoder.measure(sample))
                 kept.append(sample)
             except DataError as error:
                 self._count_bad(sample, error)
@@ -177,7 +209,7 @@ class RowDataset(Dataset):
                 "at least one",
                 "set data.max_bad_fraction=0 to see the first error",
             )
-        return kept, lengths
+        return kept, sizes
 
     def _readable(self, indices: list[int]) -> list[EncodedSample]:
         encoded = []
@@ -211,7 +243,7 @@ def build_row_dataset(config: RunConfig, align_tokens: int, pad_to_tokens: int |
     """The rows of a run, checked against its model.
 
     Args:
-        config: sections run (seed), data and model are read.
+        config: sections run (seed), data, model and training (frozen parts) are read.
         align_tokens: what the grid asks a row's length to be a multiple of.
         pad_to_tokens: pad every row to exactly this many tokens instead.
 
@@ -228,8 +260,11 @@ def build_row_dataset(config: RunConfig, align_tokens: int, pad_to_tokens: int |
     tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
     patcher = Patcher.from_directory(processor, data.min_pixels, data.max_pixels)
     _check_against_model(processor, len(tokenizer), patcher, config.model)
-    encoder = SampleEncoder(tokenizer, patcher, Path(data.path), data.seq_len_tokens, data.sample_align_tokens)
-    return RowDataset(encoder, samples, data, config.model, config.run.seed, align_tokens, pad_to_tokens)
+    encoder = SampleEncoder(
+        tokenizer, patcher, Path(data.path), data.seq_len_tokens, data.sample_align_tokens, data.allow_burned_in
+    )
+    freeze = config.training.freeze
+    return RowDataset(encoder, samples, data, config.model, config.run.seed, align_tokens, pad_to_tokens, freeze)
 
 
 def _check_against_model(processor: Path, num_tokens: int, patcher: Patcher, model: ModelConfig) -> None:

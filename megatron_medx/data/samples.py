@@ -7,21 +7,40 @@ A data folder holds `samples.jsonl` and `images/`. A line is a conversation or a
                                 {"role": "assistant", "content": [{"type": "text", "text": "X-ray"}]}]}
     {"id": "doc-7", "content": [{"type": "text", "text": "Figure 1."}, {"type": "image", "image": "images/f1.png"}]}
 
-with `modality`, `source` and `license` beside it if they are known. Nothing here opens an image or knows a tokenizer.
+`content` may be a text instead of a list of parts. Optional fields:
+
+    of the line      modality, source, license, language, patient     texts; see NOTES
+                     metadata                                         a JSON object; checked to be one, never read
+    of an assistant  weight                                           from 0 to 1000, default 1: each of the turn's
+                                                                      tokens counts for so many in the loss
+    of an image      window, frame                                    see `images/view.py`
+
+The same as a JSON Schema stands in `samples.schema.json` and is printed by `medx data schema`; a test holds the two
+together. Only this reader sees that ids occur once. Nothing here opens an image or knows a tokenizer.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_medx.data.images.view import AS_STORED, VIEW_KEYS, ImageView
 from megatron_medx.errors import DataError
 
 SAMPLES_FILE = "samples.jsonl"
 
+SCHEMA_FILE = Path(__file__).with_name("samples.schema.json")
+"""JSON Schema of one line, draft 2020-12."""
+
 ROLES = ("system", "user", "assistant")
 
-NOTES = ("modality", "source", "license")
-"""Optional fields, text, that say where a sample comes from; no training step reads them."""
+NOTES = ("modality", "source", "license", "language", "patient")
+"""Optional fields, text, that say where a sample comes from; `patient` is a key of the patient or study.
+
+No training step reads them and none becomes text of the sample.
+"""
+
+MAX_WEIGHT = 1000
+"""Of a message: far above any use, and float32 holds sums of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +52,10 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image file, as a path relative to the data folder."""
+    """An image file, as a path relative to the data folder, and what is to be seen of it."""
 
     image: str
+    view: ImageView = AS_STORED
 
 
 Part = TextPart | ImagePart
@@ -47,6 +67,8 @@ class Message:
 
     role: str
     parts: tuple[Part, ...]
+    weight: float = 1.0
+    """How many tokens each learned token of an assistant turn counts for in the loss; 0 leaves the turn unlearned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +81,21 @@ class Sample:
     modality: str = ""
     source: str = ""
     license: str = ""
+    language: str = ""
+    patient: str = ""
 
     @property
-    def image_paths(self) -> list[str]:
-        """Image files relative to the data folder, in reading order."""
+    def images(self) -> list[ImagePart]:
+        """Images in reading order."""
         parts = [part for message in self.messages for part in message.parts] + list(self.parts)
-        return [part.image for part in parts if isinstance(part, ImagePart)]
+        return [part for part in parts if isinstance(part, ImagePart)]
 
 
 def read_samples(folder: Path) -> list[Sample]:
     """All samples of a data folder, in file order.
 
     Raises:
-        DataError: no such file, no sample in it, or a line that is not a sample; names file, line and sample id.
+        DataError: no such file, no sample in it, or a line that is not a sample; names file, line, sample id and field.
     """
     path = Path(folder) / SAMPLES_FILE
     if not path.is_file():
@@ -85,102 +109,118 @@ def read_samples(folder: Path) -> list[Sample]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
-        sample = _sample(_record(line, path, number), path, number)
-        first = line_of_id.setdefault(sample.sample_id, number)
-        if first != number:
-            raise _bad_line(
-                path, number, sample.sample_id, f"the id stands on line {first} already", "ids that occur once"
-            )
+        record: dict = {}
+        try:
+            record = _record(line)
+            sample = _sample(record)
+            first = line_of_id.setdefault(sample.sample_id, number)
+            if first != number:
+                raise ValueError(f"the id stands on line {first} already", "ids that occur once")
+        except ValueError as error:
+            found, needed = error.args
+            raise _bad_line(path, number, record.get("id"), found, needed) from error
         samples.append(sample)
     if not samples:
         raise DataError(f"{path} holds no sample", "at least one line", "write samples to it, one JSON object a line")
     return samples
 
 
-def _record(line: bytes, path: Path, number: int) -> dict:
+# The functions below raise ValueError(found, needed); found begins with the field that it is about.
+
+
+def _record(line: bytes) -> dict:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _bad_line(path, number, None, f"not JSON ({error})", "one JSON object a line, UTF-8") from error
+        record = json.loads(line.decode("utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})", "one JSON object a line, UTF-8") from error
     if not isinstance(record, dict):
-        raise _bad_line(path, number, None, f"a JSON {type(record).__name__}", "one JSON object a line")
+        raise ValueError(f"a JSON {type(record).__name__}", "one JSON object a line")
     return record
 
 
-def _sample(record: dict, path: Path, number: int) -> Sample:
+def _no_number(word: str) -> None:
+    """Python would read NaN and Infinity, which are not JSON."""
+    raise ValueError(f"found {word}")
+
+
+def _sample(record: dict) -> Sample:
     sample_id = record.get("id")
     if not isinstance(sample_id, str) or not sample_id:
-        raise _bad_line(path, number, None, f"id {sample_id!r}", "an id that is a text")
-    unknown = sorted(set(record) - {"id", "messages", "content", *NOTES})
+        raise ValueError(f"id {_short(sample_id)}", "an id that is a text")
+    optional = (*NOTES, "metadata")
+    unknown = sorted(set(record) - {"id", "messages", "content", *optional})
     if unknown:
-        raise _bad_line(
-            path,
-            number,
-            sample_id,
-            f"unknown field {', '.join(unknown)}",
-            f"id, messages or content, {', '.join(NOTES)}",
-        )
+        raise ValueError(f"unknown field {', '.join(unknown)}", f"id, messages or content, {', '.join(optional)}")
     if ("messages" in record) == ("content" in record):
         both = "both messages and content" if "messages" in record else "neither messages nor content"
-        raise _bad_line(path, number, sample_id, both, "one of them")
+        raise ValueError(both, "one of them")
+    for name in optional:
+        kind, a_kind = (dict, "an object") if name == "metadata" else (str, "a text")
+        if not isinstance(record.get(name), kind | None):
+            raise ValueError(f"{name} {_short(record[name])}", f"{a_kind} as {name}")
     notes = {name: record.get(name) or "" for name in NOTES}
-    for name, value in notes.items():
-        if not isinstance(value, str):
-            raise _bad_line(path, number, sample_id, f"{name} {value!r}", f"a text as {name}")
-    try:
-        if "messages" in record:
-            return Sample(sample_id, messages=_messages(record["messages"]), **notes)
-        return Sample(sample_id, parts=_parts(record["content"]), **notes)
-    except ValueError as error:
-        found, needed = error.args
-        raise _bad_line(path, number, sample_id, found, needed) from error
+    if "messages" in record:
+        return Sample(sample_id, messages=_messages(record["messages"]), **notes)
+    return Sample(sample_id, parts=_parts(record["content"], "content"), **notes)
 
 
 def _messages(value: object) -> tuple[Message, ...]:
-    """Raises ValueError(found, needed)."""
     if not isinstance(value, list) or not value:
-        raise ValueError("messages that are no list, or an empty one", "a list of messages")
-    messages = []
-    for turn in value:
-        if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
-            raise ValueError(f"a message {_short(turn)}", "messages with the two fields role and content")
-        if turn["role"] not in ROLES:
-            raise ValueError(f"role {turn['role']!r}", f"one of {', '.join(ROLES)}")
-        parts = _parts(turn["content"])
-        if turn["role"] != "user" and any(isinstance(part, ImagePart) for part in parts):
-            # the chat template drops it without a word
-            raise ValueError(f"an image in a message of role {turn['role']}", "images in user messages only")
-        messages.append(Message(turn["role"], parts))
-    if any(message.role == "system" for message in messages[1:]):
-        raise ValueError("a system message that is not the first", "at most one system message, in front")
+        raise ValueError(f"messages {_short(value)}", "a list of at least one message")
+    messages = tuple(_message(turn, f"messages[{index}]") for index, turn in enumerate(value))
+    for index, message in enumerate(messages[1:], start=1):
+        if message.role == "system":
+            raise ValueError(f"messages[{index}].role system", "at most one system message, in front")
     if not any(message.role == "assistant" for message in messages):
-        raise ValueError("no assistant message", "at least one: nothing else is trained on")
-    return tuple(messages)
+        raise ValueError("messages without an assistant's", "at least one: nothing else is trained on")
+    return messages
 
 
-def _parts(value: object) -> tuple[Part, ...]:
-    """Raises ValueError(found, needed)."""
-    if isinstance(value, str):
-        value = [{"type": "text", "text": value}]
+def _message(turn: object, where: str) -> Message:
+    if not isinstance(turn, dict) or set(turn) - {"weight"} != {"role", "content"}:
+        raise ValueError(f"{where} {_short(turn)}", "an object with role and content, and weight if it is to have one")
+    role = turn["role"]
+    if role not in ROLES:
+        raise ValueError(f"{where}.role {_short(role)}", f"one of {', '.join(ROLES)}")
+    parts = _parts(turn["content"], f"{where}.content")
+    if role != "user" and any(isinstance(part, ImagePart) for part in parts):
+        # the chat template drops it without a word
+        raise ValueError(f"{where}.content with an image, role {role}", "images in user messages only")
+    if "weight" in turn and role != "assistant":
+        raise ValueError(f"{where}.weight with role {role}", "weights of assistant messages only: no other is learned")
+    weight = turn.get("weight", 1)
+    # JSON's true is 1 to Python
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
+        raise ValueError(f"{where}.weight {_short(weight)}", f"a number from 0 to {MAX_WEIGHT}")
+    return Message(role, parts, float(weight))
+
+
+def _parts(value: object, where: str) -> tuple[Part, ...]:
+    if isinstance(value, str) and value:
+        return (TextPart(value),)
     if not isinstance(value, list) or not value:
-        raise ValueError("content that is no list, or an empty one", "a text or a list of parts")
-    return tuple(_part(part) for part in value)
+        raise ValueError(f"{where} {_short(value)}", "a text, or a list of at least one part")
+    return tuple(_part(part, f"{where}[{index}]") for index, part in enumerate(value))
 
 
-def _part(value: object) -> Part:
-    """Raises ValueError(found, needed)."""
+def _part(value: object, where: str) -> Part:
     needed = '{"type": "text", "text": ...} or {"type": "image", "image": ...}'
     if not isinstance(value, dict) or value.get("type") not in ("text", "image"):
-        raise ValueError(f"a part {_short(value)}", needed)
+        raise ValueError(f"{where} {_short(value)}", needed)
     kind = value["type"]
     body = value.get(kind)
-    if set(value) != {"type", kind} or not isinstance(body, str) or not body:
-        raise ValueError(f"a part {_short(value)}", needed)
+    optional = VIEW_KEYS if kind == "image" else ()
+    if set(value) - set(optional) != {"type", kind} or not isinstance(body, str) or not body:
+        raise ValueError(f"{where} {_short(value)}", f"{needed} with, if wanted, {' and '.join(VIEW_KEYS)}")
     if kind == "text":
         return TextPart(body)
-    if Path(body).is_absolute() or ".." in Path(body).parts:
-        raise ValueError(f"image path {body!r}", "a path inside the data folder, relative to it")
-    return ImagePart(body)
+    if body.startswith("/") or ".." in body.split("/"):
+        raise ValueError(f"{where}.image {_short(body)}", "a path inside the data folder, relative to it")
+    try:
+        return ImagePart(body, ImageView.of(value))
+    except ValueError as error:
+        found, needed = error.args
+        raise ValueError(f"{where}: {found}", needed) from error
 
 
 def _short(value: object) -> str:
@@ -188,8 +228,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _bad_line(path: Path, number: int, sample_id: str | None, found: str, needed: str) -> DataError:
-    who = f" (sample {sample_id})" if sample_id else ""
+def _bad_line(path: Path, number: int, sample_id: object, found: str, needed: str) -> DataError:
+    who = f" (sample {sample_id})" if isinstance(sample_id, str) and sample_id else ""
     return DataError(
-        f"{path} line {number}{who}: {found}", needed, "mend that line; megatron_medx/data/samples.py has the schema"
+        f"{path} line {number}{who}: {found}", needed, "mend that line; `medx data schema` prints what a line may hold"
     )

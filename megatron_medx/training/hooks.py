@@ -11,6 +11,9 @@ import time
 from typing import Any
 
 import megatron.training.training as megatron_loop
+import torch
+import torch.distributed as dist
+from megatron.core import mpu
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -118,17 +121,25 @@ def _load_at_step_0() -> None:
 
 
 def _divide_by_the_denominator(losses: StepLosses) -> None:
-    """Gradients are divided by the exact float64 sum of weights; Megatron's schedules add up whole tokens alone.
+    """Gradients are divided by the exact float64 sum of weights, whatever its size.
 
-    The original takes this rank's part, broadcasts the last stage's, sums over data- and context-parallel ranks and
-    divides by at least 1: a step without trained tokens has gradients of 0, every other a denominator of 1 or more.
+    Megatron's schedules add up whole tokens alone, and the original divides by at least 1, which is wrong for messages
+    of small weight. So the original is told of no tokens and leaves the gradients as sums; then they are divided here,
+    by the last stage's weights summed over data- and context-parallel ranks. Without trained tokens gradients are 0.
     """
     original = megatron_loop.finalize_model_grads
 
     def exact(model, num_tokens=None, *args, **kwargs):
-        if num_tokens is not None:
-            num_tokens = losses.denominator(num_tokens.device)
-        return original(model, num_tokens, *args, **kwargs)
+        original(model, None, *args, **kwargs)
+        if num_tokens is None:
+            return
+        denominator = losses.denominator(num_tokens.device)
+        last_stage = mpu.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(denominator, src=last_stage, group=mpu.get_pipeline_model_parallel_group())
+        dist.all_reduce(denominator, group=mpu.get_data_parallel_group(with_context_parallel=True))
+        scale = torch.where(denominator > 0, 1.0 / denominator, 0.0)
+        for chunk in model:
+            chunk.scale_gradients(scale)
 
     megatron_loop.finalize_model_grads = exact
 

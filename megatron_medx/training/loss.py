@@ -1,11 +1,14 @@
 """How the token losses of a global batch become the loss of a step, by the three names of `training.loss_average`.
 
-With n_s trained tokens in sample s and a power p by name:
+With l_si the loss of trained token i of sample s, w_si the weight of its message, n_s = sum_i w_si, and a power p by
+name:
 
-    loss = sum_s n_s^-p sum_i l_si / sum_s n_s^(1-p)
+    loss = sum_s n_s^-p sum_i w_si l_si / sum_s n_s^(1-p)
 
-Every token gets the weight n_s^-p, so the numerator is a weighted sum of token losses and the denominator the sum of
-the weights: both are sums over tokens, whatever rows, microbatches or ranks the tokens lie in.
+n_s is the number of trained tokens where nothing else is said, for weights are 1; a token of weight 2 counts as two.
+Every token gets the weight w_si n_s^-p, so the numerator is a weighted sum of token losses and the denominator the sum
+of the weights: both are sums over tokens, whatever rows, microbatches or ranks the tokens lie in. Per `sample`, weights
+move a sample's share between its messages and leave the share as it is. A sample whose weights are 0 does not count.
 """
 
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ def averaging_weights(loss_weights_1S: Tensor, cu_seqlens: Tensor, average: str)
     """(1, S) float32 weight of each token's loss, of a whole row: cut it over context-parallel ranks afterwards.
 
     Args:
-        loss_weights_1S: (1, S) float32; 1 on trained tokens, 0 elsewhere.
+        loss_weights_1S: (1, S) float32; w_si on trained tokens, 0 elsewhere.
         cu_seqlens: (N+1,) int32 where each segment starts; padding is a segment whose tokens weigh 0.
         average: a name of POWERS.
     """

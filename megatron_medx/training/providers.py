@@ -20,6 +20,7 @@ from megatron_medx.models.megatron_config import decoder_architecture
 from megatron_medx.models.qwen3_vl import PART_PREFIXES, Qwen3VLModel
 from megatron_medx.models.specs import layer_specs
 from megatron_medx.parallel.groups import solo_groups
+from megatron_medx.parallel.row_dealing import deal_rows
 
 
 def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Callable:
@@ -86,33 +87,47 @@ def make_dataset_provider(config: RunConfig) -> Callable:
     """The function with which Megatron asks for data; every rank builds its own, nothing is sent between ranks.
 
     With virtual pipeline stages Megatron asks once a model chunk: the chunks of a rank go through the same rows, a few
-    microbatches apart, so they share one dataset and each row is made once.
+    microbatches apart, so they share one dataset and each row is made and its cost estimated once.
     """
+    rows_per_step = config.training.global_batch_rows
 
     @functools.cache
-    def rows() -> Callable[[int], Microbatch]:
+    def rows() -> tuple[Callable[[int], Microbatch], Callable[[int], int]]:
         grid, data = config.parallel, config.data
         align = math.lcm(data.sample_align_tokens, grid.tensor * grid.context)
         dataset = build_row_dataset(config, align, data.seq_len_tokens if data.packing else None)
         if grid.virtual_pipeline == 1:
-            return dataset.__getitem__
-        return functools.lru_cache(maxsize=2 * grid.pipeline)(dataset.__getitem__)
+            return dataset.__getitem__, dataset.cost
+        row_at = functools.lru_cache(maxsize=2 * grid.pipeline)(dataset.__getitem__)
+        return row_at, functools.lru_cache(maxsize=rows_per_step)(dataset.cost)
 
     def dataset_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
         first_row = get_args().consumed_train_samples
         rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-        return rows_of_rank(rows(), first_row, rank, size), None, None
+        return rows_of_rank(*rows(), first_row, rows_per_step, rank, size), None, None
 
     dataset_provider.is_distributed = True
     return dataset_provider
 
 
-def rows_of_rank(row_at: Callable[[int], Microbatch], first_row: int, rank: int, size: int) -> Iterator[Microbatch]:
-    """Rows `first_row + rank`, then every `size`-th: with any number of ranks a step holds the same rows.
+def rows_of_rank(
+    row_at: Callable[[int], Microbatch],
+    cost_of: Callable[[int], float],
+    first_row: int,
+    rows_per_step: int,
+    rank: int,
+    size: int,
+) -> Iterator[Microbatch]:
+    """The rows that one rank takes of each step, dealt by estimated cost; a step holds the same rows on any grid.
 
     Args:
         row_at: makes the row of an index.
-        first_row: rows consumed by all ranks before; the only state that a resume needs.
+        cost_of: the estimated cost of that row, the same on every rank.
+        first_row: rows consumed by all ranks before, where a step begins; the only state that a resume needs.
+        rows_per_step: of all ranks.
         rank, size: place among the data-parallel ranks, which divide the rows of a step.
     """
-    return (row_at(row) for row in itertools.count(first_row + rank, size))
+    for first in itertools.count(first_row, rows_per_step):
+        step = range(first, first + rows_per_step)
+        for place in deal_rows([cost_of(row) for row in step], size)[rank]:
+            yield row_at(step[place])

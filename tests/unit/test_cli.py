@@ -170,6 +170,11 @@ def test_generate_prints_the_answer(monkeypatch, capsys):
     assert capsys.readouterr().out == "CT\n"
 
 
+def test_data_schema_is_a_json_schema(capsys):
+    assert main(["data", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
 def test_data_demo(monkeypatch):
     calls = stand_in(monkeypatch, "megatron_medx.data.demo.build", build_demo=None)
     assert main(["data", "demo", "out"]) == 0

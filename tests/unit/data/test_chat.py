@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
+from megatron_medx.data import chat as encoding
 from megatron_medx.data.chat import SampleEncoder, render
-from megatron_medx.data.images import read_image
+from megatron_medx.data.images.files import read_image
+from megatron_medx.data.images.view import ImageView
 from megatron_medx.data.patches import Patcher
-from megatron_medx.data.samples import read_samples
+from megatron_medx.data.samples import NOTES, read_samples
 from megatron_medx.errors import DataError
 
 CHEST, HEART = "images/cr-chest.dcm", "images/us-heart.dcm"
@@ -49,12 +51,12 @@ def test_tokens_are_those_of_the_stock_processor(demo, encode, chat):
     processor = AutoProcessor.from_pretrained(demo / "processor", backend="torchvision")
     messages = chat("a", "What is it?", "X-ray and ultrasound", (CHEST, HEART))["messages"]
     text = processor.apply_chat_template(messages, tokenize=False)
-    images = [read_image(encoder.folder / path) for path in sample.image_paths]
+    images = [read_image(encoder.folder / part.image) for part in sample.images]
     theirs = processor(text=[text], images=images, return_tensors="pt")
     assert torch.equal(encoded.tokens_S, theirs["input_ids"][0])
     assert torch.equal(encoded.grids_I3, theirs["image_grid_thw"])
     assert encoded.pixels_PC.shape == theirs["pixel_values"].shape
-    assert encoder.length(sample) == len(encoded.tokens_S)
+    assert encoder.measure(sample).tokens == len(encoded.tokens_S)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,60 @@ def test_answers_and_their_end_are_learned(encode):
     assert learned_text(encoder, encoder.encode(sample)) == "two<|im_end|>four<|im_end|>"
 
 
+def test_tokens_weigh_what_their_message_weighs(encode):
+    record = turns("one", "two", "three", "four", "five", "six", "seven", "eight")
+    for index, weight in ((1, 0.25), (3, 0), (5, 3)):
+        record["messages"][index]["weight"] = weight
+    encoder, [sample] = encode(record)
+    encoded = encoder.encode(sample)
+    learned = {}
+    for weight in encoded.loss_weights_S.unique().tolist():
+        learned[weight] = encoder.tokenizer.decode(encoded.tokens_S[encoded.loss_weights_S == weight])
+    assert encoded.loss_weights_S.dtype == torch.float32
+    assert learned.pop(0.0).count("four<|im_end|>") == 1
+    assert learned == {0.25: "two<|im_end|>", 3.0: "six<|im_end|>", 1.0: "eight<|im_end|>"}
+
+
+def test_a_sample_of_weight_0_is_read_and_not_learned(encode):
+    record = turns("one", "two")
+    record["messages"][1]["weight"] = 0
+    encoder, [sample] = encode(record)
+    assert encoder.encode(sample).loss_weights_S.sum() == 0
+
+
+def test_what_is_known_of_a_sample_is_no_text(encode, chat):
+    """Its patient least of all."""
+    notes = {name: f"{name} here" for name in (*NOTES, "metadata")} | {"metadata": {"name": "metadata here"}}
+    encoder, [plain, noted] = encode(
+        chat("a", "What?", "X-ray", (CHEST,)), chat("b", "What?", "X-ray", (CHEST,)) | notes
+    )
+    assert noted.patient == "patient here"
+    assert torch.equal(encoder.encode(plain).tokens_S, encoder.encode(noted).tokens_S)
+
+
+@pytest.mark.parametrize("measure", ["measure", "encode"])
+def test_the_view_of_an_image_is_passed_on(encode, chat, monkeypatch, measure):
+    record = chat("a", "What?", "X-ray", (CHEST, CHEST))
+    record["messages"][0]["content"][0] |= {"window": "lung", "frame": 0}
+    encoder, [sample] = encode(record)
+    seen = []
+
+    def noted(name):
+        original = getattr(encoding, name)
+
+        def spy(path, view, allow_burned_in):
+            seen.append((path, view))
+            return original(path)
+
+        return spy
+
+    for name in ("read_image", "image_size"):
+        monkeypatch.setattr(encoding, name, noted(name))
+    getattr(encoder, measure)(sample)
+    path = encoder.folder / CHEST
+    assert seen == [(path, ImageView(("lung",), 0)), (path, ImageView())]
+
+
 def test_an_assistant_may_begin(encode):
     encoder, [sample] = encode({"id": "a", "messages": [{"role": "assistant", "content": "hello"}]})
     assert learned_text(encoder, encoder.encode(sample)) == "hello<|im_end|>"
@@ -117,7 +173,7 @@ def test_a_document_is_learned_but_for_its_images(encode):
     assert learned_text(encoder, encoded) == "Figure.Chest.<|endoftext|>"
     text = encoder.tokenizer.decode(encoded.tokens_S)
     assert text == "Figure.<|vision_start|>" + "<|image_pad|>" * 20 + "<|vision_end|>Chest.<|endoftext|>"
-    assert encoder.length(sample) == len(encoded.tokens_S)
+    assert encoder.measure(sample).tokens == len(encoded.tokens_S)
 
 
 def test_text_alone_has_no_patches(encode):
@@ -134,12 +190,12 @@ def test_placeholders_in_the_text_are_refused(encode, chat):
     with pytest.raises(DataError, match=r"sample extra: 2 <\|image_pad\|> and 0 <\|video_pad\|>.*, 1 images"):
         encoder.encode(samples[0])
     with pytest.raises(DataError, match=r"sample film: 1 <\|image_pad\|> and 1 <\|video_pad\|>"):
-        encoder.length(samples[1])
+        encoder.measure(samples[1])
 
 
 def test_a_sample_longer_than_a_row_is_refused(encode, chat):
     encoder, [sample] = encode(chat("long", "What?", "X-ray", (CHEST,)), seq_len_tokens=30)
-    for measure in (encoder.length, encoder.encode):
+    for measure in (encoder.measure, encoder.encode):
         with pytest.raises(DataError, match=r"sample long has \d+ tokens, 20 of them of 1 images"):
             measure(sample)
 
@@ -148,7 +204,7 @@ def test_an_image_too_long_is_refused(encode, chat):
     encoder, [sample] = encode(chat("line", "What?", "X-ray", ("images/line.png",)))
     Image.new("RGB", (300, 1)).save(encoder.folder / "images/line.png")
     with pytest.raises(DataError, match="an image of 300 x 1 px"):
-        encoder.length(sample)
+        encoder.measure(sample)
 
 
 def test_a_template_that_rewrites_is_refused(encode):

@@ -13,9 +13,9 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen3VLProcessor
 from megatron_medx.config.processor import REQUIRED_FILES, copy_known_files, copy_processor, vision_token_ids
 from megatron_medx.data.demo import corpus, pictures, tokenizer
 from megatron_medx.data.demo.build import build_demo
-from megatron_medx.data.dicom import is_dicom
-from megatron_medx.data.images import read_image
-from megatron_medx.data.preview import draw_preview
+from megatron_medx.data.images.dicom import is_dicom
+from megatron_medx.data.images.files import read_image
+from megatron_medx.data.preview import _cards, draw_preview
 from megatron_medx.data.rows import build_row_dataset
 from megatron_medx.data.samples import read_samples
 from megatron_medx.errors import DataError
@@ -35,7 +35,7 @@ def test_samples_cover_every_modality(demo):
     counts = {name: sum(sample.modality == name for sample in samples) for name in [*pictures.MODALITY_NAMES, "text"]}
     assert counts["text"] == 150
     assert all(counts[name] >= 15 for name in pictures.MODALITY_NAMES)
-    assert sum(len(sample.image_paths) == 2 for sample in samples) == 10
+    assert sum(len(sample.images) == 2 for sample in samples) == 10
     questions = [json.loads(line) for line in (demo / "questions.jsonl").read_text().splitlines()]
     assert len(questions) == len(pictures.PICTURES) == 48
 
@@ -138,6 +138,15 @@ def test_a_missing_picture_is_named(tmp_path):
     gone = pictures.Picture("gone", "CR", "", "pydicom", "gone.dcm")
     with pytest.raises(DataError, match=r"no file .*gone\.dcm"):
         pictures.write_picture(gone, tmp_path)
+
+
+def test_preview_shows_weights_other_than_1(demo, run_config, write_folder, chat):
+    weighted, plain = chat("w", "What?", "Noise"), chat("p", "What?", "Noise")
+    weighted["messages"][1]["weight"] = 0.1
+    shown = {}
+    for card in _cards(build_row_dataset(run_config(write_folder([weighted, plain])), 1), 2):
+        shown[card.sample_id] = [text for text, learned in card.words if learned]
+    assert shown == {"w": ["[x0.1] Noise<|im_end|>"], "p": ["Noise<|im_end|>"]}
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -56,7 +56,7 @@ def demo_lengths(demo):
     config = get_recipe("demo")
     config.data.path = str(demo)
     dataset = build_row_dataset(config, align_tokens=1)
-    own = [dataset.encoder.length(sample) for sample in dataset.samples]
+    own = [dataset.encoder.measure(sample).tokens for sample in dataset.samples]
     return own, np.random.default_rng(0).choice(own, 20_000).tolist()
 
 
@@ -80,6 +80,23 @@ def test_the_demo_fills_as_few_rows_as_can_be(demo_lengths):
     for align in (1, 4):
         plan = RowPlan(own, 512, True, seed=1234, sample_align_tokens=align)
         assert plan.rows_per_epoch == -(-sum(aligned_tokens(length, align) for length in own) // 512)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_best_fit_as_it_is_told(seed):
+    """Against a search of all rows for each sample: the fullest that has room, of equally full ones the first."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 60, rng.integers(1, 200)).tolist()
+    rows = []
+    for index in seeded_order(len(lengths), seed, stream=0).tolist():
+        used = [sum(lengths[other] for other in row) for row in rows]
+        fitting = [row for row in range(len(rows)) if used[row] + lengths[index] <= 64]
+        if fitting:
+            rows[max(fitting, key=lambda row: used[row])].append(index)
+        else:
+            rows.append([index])
+    plan = RowPlan(lengths, 64, True, seed)
+    assert [plan.row(j) for j in range(len(rows))] == [rows[row] for row in seeded_order(len(rows), seed, stream=1)]
 
 
 def test_a_row_can_be_changed_without_changing_the_plan(lengths):

@@ -3,9 +3,11 @@
 import logging
 import pickle
 
+import pydicom
 import pytest
 import torch
 
+from megatron_medx.config.flops import step_flops
 from megatron_medx.data.chat import EncodedSample
 from megatron_medx.data.plan import aligned_tokens
 from megatron_medx.data.rows import build_row_dataset, collate
@@ -191,6 +193,36 @@ def test_a_sample_that_alignment_makes_too_long_is_refused_by_name(write_folder,
         build_row_dataset(rounded, align_tokens=1)
 
 
+@pytest.mark.parametrize("sample_align_tokens", [1, 8])
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_cost_of_a_row_is_that_of_the_row_that_is_made(
+    write_folder, run_config, records, packing, sample_align_tokens
+):
+    """Headers tell what decoding gives: every segment, padding too, and every image. A frozen tower costs less."""
+    folder = write_folder(records)
+    config = run_config(folder, packing=packing, seq_len_tokens=200, sample_align_tokens=sample_align_tokens)
+    costs = {}
+    for freeze in ((), ("vision",)):
+        config.training.freeze = freeze
+        dataset = build_row_dataset(config, align_tokens=8, pad_to_tokens=200 if packing else None)
+        for j in range(2 * dataset.plan.rows_per_epoch):
+            row = dataset[j]
+            patches = row.grids_I3.prod(dim=1).tolist()
+            flops = step_flops(config.model, row.cu_seqlens.diff().tolist(), patches, freeze)
+            assert dataset.cost(j) == flops["total"]
+            costs[j, freeze] = dataset.cost(j), len(patches)
+    assert all(
+        cost > costs[j, ("vision",)][0] for (j, freeze), (cost, images) in costs.items() if not freeze and images
+    )
+
+
+def test_the_cost_is_that_of_the_headers_whatever_cannot_be_decoded(broken_folder, run_config, records):
+    dataset = build_row_dataset(run_config(broken_folder(records), max_bad_fraction=0.2), align_tokens=1)
+    before = [dataset.cost(j) for j in range(10)]
+    assert [dataset[j] for j in range(10)] and dataset.bad_sample_ids == {"bad"}
+    assert [dataset.cost(j) for j in range(10)] == before
+
+
 def test_an_unreadable_sample_stops_the_run(broken_folder, run_config, records):
     dataset = build_row_dataset(run_config(broken_folder(records)), align_tokens=1)
     with pytest.raises(DataError, match=r"sample bad: .*nm-bone\.dcm: a DICOM file .*or cut short"):
@@ -234,6 +266,17 @@ def test_nothing_decodable_stops_the_run(broken_folder, run_config):
     dataset = build_row_dataset(run_config(broken_folder([]), max_bad_fraction=1.0), align_tokens=1)
     with pytest.raises(DataError, match="no readable sample"):
         dataset[0]
+
+
+def test_burned_in_text_needs_the_runs_word(write_folder, run_config, chat):
+    folder = write_folder([chat("a", "What?", "X-ray", ("images/named.dcm",))])
+    header = pydicom.dcmread(folder / "images" / "ct-vertebra.dcm")
+    header.BurnedInAnnotation = "YES"
+    header.save_as(folder / "images" / "named.dcm")
+    for packing in (False, True):
+        with pytest.raises(DataError, match="BurnedInAnnotation is YES"):
+            build_row_dataset(run_config(folder, packing=packing), 1)[0]
+        assert build_row_dataset(run_config(folder, packing=packing, allow_burned_in=True), 1)[0].sample_ids == ["a"]
 
 
 def test_processor_and_model_must_agree(write_folder, run_config, records):

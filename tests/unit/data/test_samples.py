@@ -1,14 +1,112 @@
-"""samples.jsonl: what is read and what is refused."""
+"""samples.jsonl: what is read and what is refused, by the reader and by the JSON Schema alike."""
 
 import json
 
 import pytest
+from jsonschema import Draft202012Validator
 
-from megatron_medx.data.samples import ImagePart, TextPart, read_samples
+from megatron_medx.data.images.view import ImageView
+from megatron_medx.data.images.windows import WINDOWS_HU
+from megatron_medx.data.samples import SCHEMA_FILE, ImagePart, TextPart, read_samples
 from megatron_medx.errors import DataError
 
 USER = {"role": "user", "content": [{"type": "image", "image": "images/a.png"}, {"type": "text", "text": "What?"}]}
 ASSISTANT = {"role": "assistant", "content": "X-ray"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def line(**fields):
+    """A good line with some fields of its own."""
+    return {"id": "x", "content": "a text"} | fields
+
+
+def chat(*messages):
+    return {"id": "x", "messages": list(messages)}
+
+
+def picture(**fields):
+    return {"id": "x", "content": [{"type": "image", "image": "images/a.png"} | fields]}
+
+
+GOOD = [
+    line(),
+    line(modality="CR", source="web", license="CC0-1.0", language="de", patient="p-17"),
+    line(modality=None, patient=None, metadata=None),
+    line(metadata={"scanner": {"tesla": 3, "of": [1.5, None, True]}}),
+    chat(USER, ASSISTANT),
+    chat(ASSISTANT),
+    chat(SYSTEM, USER, ASSISTANT, USER),
+    chat(USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 0.25}, USER, ASSISTANT | {"weight": 1000}),
+    picture(),
+    picture(image="images/..a/b..c/..."),
+    picture(frame=0),
+    picture(window="lung", frame=3),
+    picture(window=["lung", "lung", "bone"]),
+    picture(window=["bone"]),
+    *(picture(window=name) for name in WINDOWS_HU),
+]
+
+REFUSED = [
+    ({"messages": [USER, ASSISTANT]}, r"line 2: id null"),
+    (line(id=""), r"line 2: id \"\""),
+    (line(id=7), r"line 2: id 7"),
+    ({"id": "x"}, r"line 2 \(sample x\): neither messages nor content"),
+    (line(messages=[USER, ASSISTANT]), "both messages and content"),
+    (line(mesages=1), "unknown field mesages\n.*id, messages or content, modality, .*, patient, metadata"),
+    (line(modality=3), "modality 3"),
+    (line(language=0), "language 0"),
+    (line(patient=["p"]), r'patient \["p"\]\n.*a text as patient'),
+    (line(metadata="free"), 'metadata "free"\n.*an object as metadata'),
+    (line(metadata=[]), r"metadata \[\]"),
+    (chat(), r"messages \[\]"),
+    (line(content={"type": "text", "text": "a"}), "content {"),
+    (line(content=""), 'content ""'),
+    (line(content=[]), r"content \[\]"),
+    (chat("hello"), r'messages\[0\] "hello"'),
+    (chat({"role": "user"}), r"messages\[0\] {"),
+    (chat(USER, ASSISTANT | {"name": "a"}), r"messages\[1\] .*\n.*role and content, and weight"),
+    (chat({"role": "doctor", "content": "a"}), r'messages\[0\].role "doctor"\n.*one of system, user, assistant'),
+    (chat({"role": ["user"], "content": "a"}), r'messages\[0\].role \["user"\]'),
+    (chat(USER), "without an assistant's"),
+    (chat(USER, ASSISTANT | {"content": USER["content"]}), r"messages\[1\].content with an image, role assistant"),
+    (chat(SYSTEM | {"content": USER["content"]}, ASSISTANT), r"messages\[0\].content with an image, role system"),
+    (chat(USER, SYSTEM, ASSISTANT), r"messages\[1\].role system\n.*in front"),
+    (chat(USER | {"weight": 1}, ASSISTANT), r"messages\[0\].weight with role user\n.*assistant messages only"),
+    (chat(USER, ASSISTANT | {"weight": -0.1}), r"messages\[1\].weight -0.1\n.*a number from 0 to 1000"),
+    (chat(USER, ASSISTANT | {"weight": 1000.5}), r"messages\[1\].weight 1000.5"),
+    (chat(USER, ASSISTANT | {"weight": True}), r"messages\[1\].weight true"),
+    (chat(USER, ASSISTANT | {"weight": "2"}), r'messages\[1\].weight "2"'),
+    (chat(USER, ASSISTANT | {"weight": None}), r"messages\[1\].weight null"),
+    (chat(USER | {"content": [USER["content"][0], "a"]}, ASSISTANT), r'messages\[0\].content\[1\] "a"'),
+    (line(content=[{"type": "video", "video": "a"}]), r"content\[0\] .*video"),
+    (line(content=[{"type": "text", "text": ""}]), r"content\[0\] "),
+    (line(content=[{"type": "text", "text": "a", "window": "lung"}]), r"content\[0\] .*window"),
+    (line(content=[{"type": "text", "text": "y" * 200, "z": 1}]), r"content\[0\] .*\.\.\."),
+    (picture(image=""), r"content\[0\] "),
+    (picture(image="/etc/a.png"), r'content\[0\].image "/etc/a.png"'),
+    (picture(image="../a.png"), r"content\[0\].image"),
+    (picture(image="images/.."), r"content\[0\].image"),
+    (picture(image="a\n/../b"), r"content\[0\].image"),
+    (picture(window="lungs"), r"content\[0\]: window .*lungs"),
+    (picture(window=["lung", "bone"]), r"content\[0\]: 2 windows"),
+    (picture(window=[]), r"content\[0\]: window"),
+    (picture(window=["lung"] * 4), r"content\[0\]: 4 windows"),
+    (picture(window=["lung", "bone", "bones"]), r"content\[0\]: window"),
+    (picture(window=["lung", "bone", 3]), r"content\[0\]: window"),
+    (picture(window=3), r"content\[0\]: window"),
+    (picture(frame=-1), r"content\[0\]: frame -1"),
+    (picture(frame="1"), r"content\[0\]: frame"),
+    (picture(frame=True), r"content\[0\]: frame"),
+    (picture(frame=0.5), r"content\[0\]: frame 0.5"),
+]
+
+REFUSED_BY_THE_READER_ALONE = [
+    ("{", r"line 2: not JSON"),
+    ('{"id": "x", "content": "a", "metadata": {"value": NaN}}', r"line 2: not JSON \(found NaN\)"),
+    ("[1]", r"line 2: a JSON list"),
+    ({"id": "first", "content": "again"}, r"line 2 \(sample first\): the id stands on line 1 already"),
+]
+"""What no validator of one parsed line can see, or a JSON list, of which it says the same."""
 
 
 def write(tmp_path, *lines):
@@ -17,47 +115,51 @@ def write(tmp_path, *lines):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def schema():
+    schema = json.loads(SCHEMA_FILE.read_text())
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
 def test_reads_conversations_and_documents(tmp_path):
     document = {"id": "d", "content": [{"type": "text", "text": "Figure"}, {"type": "image", "image": "images/b.png"}]}
     folder = write(tmp_path, {"id": "c", "messages": [USER, ASSISTANT], "modality": "CR"}, "", document)
     conversation, paper = read_samples(folder)
     assert conversation.messages[0].parts == (ImagePart("images/a.png"), TextPart("What?"))
     assert conversation.messages[1].parts == (TextPart("X-ray"),)
-    assert (conversation.modality, conversation.image_paths) == ("CR", ["images/a.png"])
-    assert (paper.messages, paper.image_paths) == ((), ["images/b.png"])
+    assert (conversation.modality, conversation.images) == ("CR", [ImagePart("images/a.png")])
+    assert (paper.messages, paper.images) == ((), [ImagePart("images/b.png")])
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", r"line 2: not JSON"),
-        ("[1]", r"line 2: a JSON list"),
-        ({"messages": [USER, ASSISTANT]}, r"line 2: id None"),
-        ({"id": "x"}, r"line 2 \(sample x\): neither messages nor content"),
-        ({"id": "x", "messages": [USER], "content": "a"}, "both messages and content"),
-        ({"id": "x", "messages": [USER, ASSISTANT], "mesages": 1}, "unknown field mesages"),
-        ({"id": "x", "messages": [USER, ASSISTANT], "modality": 3}, "modality 3"),
-        ({"id": "x", "messages": []}, "messages that are no list, or an empty one"),
-        ({"id": "x", "messages": ["hello"]}, 'a message "hello"'),
-        ({"id": "x", "messages": [{"role": "doctor", "content": "a"}]}, "role 'doctor'"),
-        ({"id": "x", "messages": [USER]}, "no assistant message"),
-        (
-            {"id": "x", "messages": [USER, ASSISTANT | {"content": USER["content"]}]},
-            r"an image in a message of role assistant",
-        ),
-        ({"id": "x", "messages": [USER, {"role": "system", "content": "a"}, ASSISTANT]}, "not the first"),
-        ({"id": "x", "content": []}, "content that is no list, or an empty one"),
-        ({"id": "x", "content": [{"type": "video", "video": "a"}]}, "a part .*video"),
-        ({"id": "x", "content": [{"type": "text", "text": ""}]}, "a part"),
-        ({"id": "x", "content": [{"type": "text", "text": "y" * 200, "z": 1}]}, r"a part .*\.\.\."),
-        ({"id": "x", "content": [{"type": "image", "image": "/etc/a.png"}]}, "image path '/etc/a.png'"),
-        ({"id": "x", "content": [{"type": "image", "image": "../a.png"}]}, "image path"),
-        ({"id": "first", "content": "again"}, "the id stands on line 1 already"),
-    ],
-)
-def test_refuses_a_bad_line(tmp_path, line, message):
+def test_reads_every_field(tmp_path):
+    notes = {"modality": "CT", "source": "ward", "license": "CC0-1.0", "language": "en", "patient": "p-17"}
+    record = chat(USER, ASSISTANT, USER, ASSISTANT | {"weight": 0.5}) | notes | {"metadata": {"any": 1}}
+    [sample] = read_samples(write(tmp_path, record))
+    assert {name: getattr(sample, name) for name in notes} == notes
+    assert [message.weight for message in sample.messages] == [1, 1, 1, 0.5]
+    [sample] = read_samples(write(tmp_path, picture(window=["lung", "mediastinum", "bone"], frame=2)))
+    assert sample.images == [ImagePart("images/a.png", ImageView(("lung", "mediastinum", "bone"), 2))]
+    assert sample.patient == ""
+
+
+@pytest.mark.parametrize("record", GOOD, ids=json.dumps)
+def test_reader_and_schema_take_a_good_line(tmp_path, schema, record):
+    schema.validate(record)
+    assert read_samples(write(tmp_path, record))[0].sample_id == "x"
+
+
+@pytest.mark.parametrize(("record", "message"), REFUSED)
+def test_reader_and_schema_refuse_a_bad_line(tmp_path, schema, record, message):
+    assert not schema.is_valid(record)
+    with pytest.raises(DataError, match=rf"samples\.jsonl (?s:.*){message}"):
+        read_samples(write(tmp_path, {"id": "first", "content": "good"}, record))
+
+
+@pytest.mark.parametrize(("record", "message"), REFUSED_BY_THE_READER_ALONE)
+def test_reader_refuses_a_bad_line(tmp_path, record, message):
     with pytest.raises(DataError, match=message):
-        read_samples(write(tmp_path, {"id": "first", "content": "good"}, line))
+        read_samples(write(tmp_path, {"id": "first", "content": "good"}, record))
 
 
 def test_refuses_a_folder_without_samples(tmp_path):

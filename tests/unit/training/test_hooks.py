@@ -43,20 +43,36 @@ def test_the_loop_calls_what_is_wrapped_by_its_module_name(loop):
     assert "initialize_megatron" in loop.pretrain.__code__.co_names
 
 
-def test_gradients_are_divided_by_the_exact_denominator(loop, monkeypatch):
-    """Whatever whole number the schedule counted; a schedule that counts nothing stays so."""
+@pytest.mark.parametrize(("weights", "scale"), [((1.5, 2.5), 0.25), ((0.25, 0.25), 2.0), ((0.0, 0.0), 0.0)])
+def test_gradients_are_divided_by_the_exact_denominator(loop, monkeypatch, weights, scale):
+    """Whatever whole number the schedule counted, also below 1; a schedule that counts nothing stays so."""
     from megatron_medx.training import hooks
     from megatron_medx.training.loss import StepLosses
 
-    given = []
-    monkeypatch.setattr(loop, "finalize_model_grads", lambda model, num_tokens, **kwargs: given.append(num_tokens))
+    told, scaled, reduced = [], [], []
+    monkeypatch.setattr(loop, "finalize_model_grads", lambda model, num_tokens, **kwargs: told.append(num_tokens))
+    groups = SimpleNamespace(
+        get_pipeline_model_parallel_last_rank=lambda: 3,
+        get_pipeline_model_parallel_group=lambda: "stages",
+        get_data_parallel_group=lambda with_context_parallel: f"data, context {with_context_parallel}",
+    )
+    collectives = SimpleNamespace(
+        broadcast=lambda tensor, src, group: reduced.append((src, group)),
+        all_reduce=lambda tensor, group: reduced.append(group),
+    )
+    monkeypatch.setattr(hooks, "mpu", groups)
+    monkeypatch.setattr(hooks, "dist", collectives)
     losses = StepLosses()
-    entry = losses.add(["a"])
-    entry.loss_sum, entry.denominator = torch.tensor(1.0), torch.tensor(1.5, dtype=torch.float64)
+    for weight in weights:
+        entry = losses.add(["a"])
+        entry.loss_sum, entry.denominator = torch.tensor(1.0), torch.tensor(weight, dtype=torch.float64)
     hooks._divide_by_the_denominator(losses)
-    loop.finalize_model_grads([], torch.tensor(7, dtype=torch.int), force_all_reduce=False)
-    loop.finalize_model_grads([], None)
-    assert given[0].item() == 1.5 and given[0].dtype == torch.float64 and given[1] is None
+    model = [SimpleNamespace(scale_gradients=scaled.append)]
+    loop.finalize_model_grads(model, None)
+    assert scaled == reduced == []
+    loop.finalize_model_grads(model, torch.tensor(7, dtype=torch.int), force_all_reduce=False)
+    assert told == [None, None] and reduced == [(3, "stages"), "data, context True"]
+    assert scaled == [torch.tensor(scale)] and scaled[0].dtype == torch.float64
 
 
 def test_the_reciprocal_of_a_whole_denominator_is_the_one_of_the_whole_number():

@@ -51,6 +51,23 @@ def test_sums_over_rows_give_the_formula(average):
     assert numerator / denominator.item() == pytest.approx(by_the_formula(rows, average), rel=1e-7)
 
 
+@pytest.mark.parametrize("average", POWERS)
+def test_a_token_of_weight_3_counts_as_three(average):
+    """In both sums and in n_s: a sample with it is worth one whose token is there three times."""
+
+    def loss(samples):
+        rows = torch.tensor([[weight for sample in samples for weight, _ in sample]])
+        lengths = torch.tensor([0, *(len(sample) for sample in samples)], dtype=torch.int32)
+        weights = averaging_weights(rows, lengths.cumsum(0, dtype=torch.int32), average)
+        losses = torch.tensor([[value for sample in samples for _, value in sample]])
+        return ((weights * losses).sum() / weights.sum()).item()
+
+    other, unlearned = [(1.0, 2.0), (1.0, 5.0)], [(0.0, 100.0)]
+    weighted = loss([[(3.0, 4.0), (0.5, 7.0)], other, unlearned])
+    assert weighted == pytest.approx(loss([[(1.0, 4.0)] * 3 + [(0.5, 7.0)], other]), rel=1e-6)
+    assert weighted != pytest.approx(loss([[(1.0, 4.0), (0.5, 7.0)], other]), rel=1e-2)
+
+
 def test_the_three_averages_differ():
     """What the test above compares is not three times the same number."""
     values = [by_the_formula(batch(1), average) for average in POWERS]

@@ -3,6 +3,7 @@
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,14 +52,22 @@ def test_counts_add_up_over_a_global_batch_as_megatron_divides_them(step):
     assert reported["model_flops"] == step_flops(config.model, [7, 5, 5], [24])["total"]
 
 
-def test_ranks_share_the_rows_of_a_step_and_a_resume_goes_on(step):
-    """With 1, 2 or 4 ranks the same rows are in each step of 4, also from the middle of a run."""
+@pytest.mark.parametrize("seed", range(5))
+def test_ranks_share_the_rows_of_a_step_and_a_resume_goes_on(step, seed):
+    """With 1, 2 or 4 ranks the same rows are in each step of 8, equally many a rank, also from the middle of a run."""
     from megatron_medx.training.providers import rows_of_rank
 
-    for first in (0, 8):
-        for size in (1, 2, 4):
-            iterators = [rows_of_rank(lambda row: row, first, rank, size) for rank in range(size)]
-            per_rank = [list(itertools.islice(rows, 8 // size)) for rows in iterators]
-            assert sorted(itertools.chain(*per_rank)) == list(range(first, first + 8))
-            first_step = sorted(row for rows in per_rank for row in rows[: 4 // size])
-            assert first_step == list(range(first, first + 4))
+    costs = np.random.default_rng(seed).lognormal(0, 1, 40)
+    uneven = {}
+    for size in (1, 2, 4):
+        steps = {}
+        for first in (0, 16):
+            iterators = [rows_of_rank(lambda row: row, costs.__getitem__, first, 8, rank, size) for rank in range(size)]
+            for start in range(first, 40 if first == 0 else 32, 8):
+                shares = [list(itertools.islice(rows, 8 // size)) for rows in iterators]
+                assert sorted(itertools.chain(*shares)) == list(range(start, start + 8))
+                assert steps.setdefault(start, shares) == shares, "a resume deals otherwise"
+        loads = [[costs[share].sum() for share in shares] for shares in steps.values()]
+        uneven[size] = sum(map(max, loads)) * size / costs.sum()
+    in_turn = sum(max(costs[start + rank : start + 8 : 4].sum() for rank in range(4)) for start in range(0, 40, 8))
+    assert uneven[1] == pytest.approx(1) and uneven[4] < in_turn * 4 / costs.sum()

@@ -1,0 +1,7 @@
+"""Image files as 8-bit RGB pictures.
+
+Stored values become physical values with their unit, a window maps those to display values, and only then are they
+8 bits: a CT of 12 bits scaled to 8 first would lose what its window shows.
+
+Reading order: files.py (the entry), view.py, windows.py, dicom.py.
+"""
