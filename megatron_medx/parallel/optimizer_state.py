@@ -17,7 +17,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 def keep_bucket_padding() -> None:
     """Make the gathered optimizer state as long as its buffer; without effect when called again."""
     original = DistributedOptimizer.get_parameter_state_dp_zero
-    if hasattr(original, "__wrapped__"):
+    if hasattr(original, "keeps_bucket_padding"):
         return
 
     @functools.wraps(original)
@@ -30,6 +30,7 @@ def keep_bucket_padding() -> None:
                         tensors[key] = with_padding(tensor, buffer)
         return state
 
+    padded.keeps_bucket_padding = True
     DistributedOptimizer.get_parameter_state_dp_zero = padded
 
 

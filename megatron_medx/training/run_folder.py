@@ -20,7 +20,15 @@ from megatron_medx.training.start import check_same_network, prepare_start
 
 LOGS, ERROR_FILE = "logs", "error.txt"
 
-ORDER_FIELDS = ("path", "packing", "seq_len_tokens", "min_pixels", "max_pixels", "allow_burned_in")
+ORDER_FIELDS = (
+    "path",
+    "packing",
+    "seq_len_tokens",
+    "sample_align_tokens",
+    "min_pixels",
+    "max_pixels",
+    "allow_burned_in",
+)
 """Fields of the data section that decide which samples form row j of the run."""
 
 

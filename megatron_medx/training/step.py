@@ -63,7 +63,7 @@ def sum_of_losses(
         weights_1L: (1, L) from `averaging_weights`, cut as the losses are; 0 on prompt, image and padding tokens.
         counts: from `microbatch_counts`.
         entry: the microbatch's own in `StepLosses`; sum and exact denominator are filled in. The number of tokens is
-            for Megatron's schedule, which adds integers alone; hooks.py puts the denominator in its place.
+            for Megatron's schedule, which adds integers alone; hooks.py divides by the denominator instead.
         losses_1L: (1, L) cross entropy of every token that this rank computes, float32.
     """
     loss_sum = (losses_1L.float() * weights_1L).sum()

@@ -62,7 +62,9 @@ def test_resuming_another_network_is_refused_with_both_values(tiny_run, finished
         prepare(tiny_run, resume=True)
 
 
-@pytest.mark.parametrize(("section", "field", "value"), [("data", "packing", True), ("run", "seed", 99)])
+@pytest.mark.parametrize(
+    ("section", "field", "value"), [("data", "packing", True), ("data", "sample_align_tokens", 8), ("run", "seed", 99)]
+)
 def test_resuming_with_another_order_of_data_is_refused(tiny_run, finished, section, field, value):
     setattr(getattr(tiny_run, section), field, value)
     with pytest.raises(ConfigError, match=rf"would see other data: {section}\.{field}"):
