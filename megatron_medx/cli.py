@@ -7,11 +7,12 @@ So a dry run or a wrong key answers in a fraction of a second, without torch. Wh
 import argparse
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
-from megatron_medx.errors import ConfigError, MedxError
+from megatron_medx.cli_arguments import add_command, configuration, read_bytes
+from megatron_medx.cli_data import add_data_commands
+from megatron_medx.errors import MedxError
 from megatron_medx.terminal import complain, say
 
 TRAIN_EPILOG = """examples:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     # argparse ends the list of overrides at the first option; those after an option arrive here
-    if rest and not (args.run is _train and all("=" in word and not word.startswith("-") for word in rest)):
+    if rest and not ("overrides" in args and all("=" in word and not word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest
@@ -47,7 +48,7 @@ def _train(args: argparse.Namespace) -> int:
     overrides = list(args.overrides)
     if args.nproc is not None:
         overrides.append(f"parallel.world_size={args.nproc}")
-    config = apply_overrides(_configuration(args.config), overrides)
+    config = apply_overrides(configuration(args.config), overrides)
     check(config)
     if not args.dry_run:
         check_files(config, args.resume)
@@ -60,23 +61,6 @@ def _train(args: argparse.Namespace) -> int:
     from megatron_medx.training.launch import launch
 
     return launch(config, args.resume)
-
-
-def _configuration(name: str):
-    """The RunConfig of a recipe, or of a run.yaml when the name looks like a path."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        from megatron_medx.config.files import read_run_yaml
-
-        return read_run_yaml(name)
-    if "=" in name:
-        raise ConfigError(
-            f"{name} where the recipe is expected",
-            "a recipe or a run.yaml first, then overrides",
-            f"write for instance medx train demo {name}",
-        )
-    from megatron_medx.recipes import get_recipe
-
-    return get_recipe(name)
 
 
 def _recipes(args: argparse.Namespace) -> int:
@@ -132,51 +116,26 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0
 
 
-def _demo_data(args: argparse.Namespace) -> int:
-    from megatron_medx.data.demo.build import build_demo
-
-    build_demo(args.out)
-    say(f"wrote {args.out}")
-    return 0
-
-
-def _schema(args: argparse.Namespace) -> int:
-    from megatron_medx.data.samples import SCHEMA_FILE
-
-    say(SCHEMA_FILE.read_text().rstrip())
-    return 0
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medx", description="Medical vision-language training on Megatron-Core.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
-    _add(commands, "recipes", _recipes, "list the recipes")
+    add_command(commands, "recipes", _recipes, "list the recipes")
     _add_convert(commands)
-    generate = _add(commands, "generate", _generate, "ask an exported model a question about images")
+    generate = add_command(commands, "generate", _generate, "ask an exported model a question about images")
     generate.add_argument("hf", type=Path, metavar="HF_DIR")
     generate.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="DICOM or PNG; may be repeated"
     )
     generate.add_argument("--question", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
-    data = commands.add_parser("data", help="data folders").add_subparsers(required=True, metavar="WHAT")
-    demo = _add(data, "demo", _demo_data, "real images from pip packages, with the demo's tokenizer")
-    demo.add_argument("out", type=Path, metavar="OUT")
-    _add(data, "schema", _schema, "print the JSON Schema of a line of samples.jsonl")
-    _add(commands, "doctor", _doctor, "say what is installed and what will be used")
+    add_data_commands(commands)
+    add_command(commands, "doctor", _doctor, "say what is installed and what will be used")
     return parser
 
 
-def _add(commands, name: str, run, summary: str, **options: object) -> argparse.ArgumentParser:
-    """Add a subcommand that `run` carries out."""
-    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", **options)
-    command.set_defaults(run=run)
-    return command
-
-
 def _add_train(commands) -> None:
-    train = _add(
+    train = add_command(
         commands,
         "train",
         _train,
@@ -194,29 +153,22 @@ def _add_train(commands) -> None:
 def _add_convert(commands) -> None:
     convert = commands.add_parser("convert", help="Hugging Face <-> Megatron")
     directions = convert.add_subparsers(required=True, metavar="DIRECTION")
-    to_hf = _add(directions, "to-hf", _to_hf, "write a Hugging Face directory from a checkpoint")
+    to_hf = add_command(directions, "to-hf", _to_hf, "write a Hugging Face directory from a checkpoint")
     to_hf.add_argument("checkpoint", type=Path, metavar="CKPT")
-    to_megatron = _add(directions, "to-megatron", _to_megatron, "write a checkpoint from a Hugging Face directory")
+    to_megatron = add_command(
+        directions, "to-megatron", _to_megatron, "write a checkpoint from a Hugging Face directory"
+    )
     to_megatron.add_argument("hf", type=Path, metavar="HF")
     for direction in (to_hf, to_megatron):
         direction.add_argument("out", type=Path, metavar="OUT")
         direction.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     to_hf.add_argument(
-        "--shard-size", type=_bytes, default="5GB", metavar="SIZE", help="largest safetensors file, e.g. 50MB"
+        "--shard-size", type=read_bytes, default="5GB", metavar="SIZE", help="largest safetensors file, e.g. 50MB"
     )
     to_hf.add_argument("--dtype", choices=("keep", "bf16", "fp32"), default="keep", help="of the written tensors")
-    verify = _add(directions, "verify", _verify, "compare a Hugging Face directory with a checkpoint")
+    verify = add_command(directions, "verify", _verify, "compare a Hugging Face directory with a checkpoint")
     verify.add_argument("hf", type=Path, metavar="HF")
     verify.add_argument("checkpoint", type=Path, metavar="CKPT")
-
-
-def _bytes(text: str) -> int:
-    """Read a size such as 50MB or 5GB (powers of ten, as on the hub)."""
-    size = re.fullmatch(r"(\d+)(KB|MB|GB)", text.upper())
-    if size is None:
-        raise argparse.ArgumentTypeError(f"found {text}, needed a size such as 50MB or 5GB")
-    number, unit = size.groups()
-    return int(number) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[unit]
 
 
 if __name__ == "__main__":

@@ -55,8 +55,9 @@ class Assistant:
         import torch
 
         from megatron_medx.data.images.files import read_image
+        from megatron_medx.data.images.image_file import ImageFile
 
-        pictures = [read_image(Path(image), allow_burned_in=True) for image in images]
+        pictures = [read_image(ImageFile.of(Path(image)), allow_burned_in=True) for image in images]
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
         turns = [{"role": "user", "content": content}]
         prompt = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)

@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "generate": {"data", "errors"},
     "doctor": set(),
     "cli": None,
+    "cli_data": None,
+    "cli_arguments": {"config", "recipes", "errors"},
 }
 """Part of the package -> the other parts it may import; None is any. A new part needs a line here."""
 

@@ -11,7 +11,6 @@ import itertools
 import math
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from megatron_medx.config.checkpoint_folders import check_start
 from megatron_medx.config.grid import GRID_RULES, Rule, divides
@@ -53,14 +52,15 @@ def check_files(config: RunConfig, resume: bool = False) -> None:
     problems = []
     if not config.data.path:
         problems.append(Problem("data.path is empty", "a folder of samples", "add data.path=FOLDER"))
-    elif not (Path(config.data.path) / "samples.jsonl").is_file():
-        problems.append(
-            Problem(
-                f"no {config.data.path}/samples.jsonl",
-                "data.path is a folder with samples.jsonl and images/",
-                f"write the demo's with `medx data demo {config.data.path}`, or set data.path",
+    for folder in config.data_folders if config.data.path else ():
+        if not (folder / "manifest.json").is_file():
+            problems.append(
+                Problem(
+                    f"no {folder}/manifest.json" + " (a source)" * (folder / "samples.jsonl").is_file(),
+                    "data.path is a folder that `medx data build` wrote, or a YAML file that mixes several",
+                    f"medx data build SOURCE {folder}; the demo's: medx data demo {folder}",
+                )
             )
-        )
     if config.data.path and not config.processor_folder.is_dir():
         problems.append(
             Problem(
@@ -266,6 +266,15 @@ def _alignment(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _decoder(config: RunConfig) -> Iterator[Problem]:
+    if config.data.decoder == "dali" and config.data.num_workers:
+        yield Problem(
+            f"data.decoder dali, data.num_workers {config.data.num_workers}",
+            "no worker processes: DALI has threads of its own, and only the rank itself may use its GPU",
+            "set data.num_workers=0",
+        )
+
+
 def _megatron(config: RunConfig) -> Iterator[Problem]:
     for name, value in config.megatron.items():
         if (ours := OURS.get(name)) is None:
@@ -308,6 +317,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     ((), _start),
     (("data.seq_len_tokens", "data.sample_align_tokens"), _alignment),
     (("model.num_experts",), _mixture_of_experts),
+    (("data.decoder", "data.num_workers"), _decoder),
     ((), _megatron),
     ((), _folder),
 )

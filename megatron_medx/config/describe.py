@@ -81,12 +81,17 @@ def _amounts(config: RunConfig) -> list[tuple[str, str]]:
         f"{data.min_pixels:,} to {data.max_pixels:,} px, {side} x {side} px a token: {smallest:,} to {largest:,} tokens"
     )
     if largest > data.seq_len_tokens:
-        images += f"; a row holds {data.seq_len_tokens:,}, longer samples are refused"
+        images += f"; a row holds {data.seq_len_tokens:,}, longer samples lose slices, then resolution"
+    rows = "packed rows" if data.packing else "one sample a row"
+    if data.max_row_patches:
+        rows += f" of at most {data.max_row_patches:,} patches"
+    readers = f"{data.num_workers} processes" if data.num_workers else "a thread"
+    reading = f"{readers} of each rank, {data.decoder}, {data.prefetch_rows} ahead"
     replicas = config.parallel.data
     step = f"{training.global_batch_rows:,} rows x {data.seq_len_tokens:,} = at most {tokens:,} tokens; "
     step += f"rows / data {replicas} = {training.global_batch_rows // replicas:,} microbatches"
     return [
-        ("data", f"{data.path or 'no path'}, {'packed rows' if data.packing else 'one sample a row'}"),
+        ("data", f"{data.path or 'no path'}, {rows}; {reading}"),
         ("images", images),
         ("step", step),
         ("length", f"{training.steps:,} steps x {tokens:,} = at most {_short(training.steps * tokens)} tokens"),

@@ -16,6 +16,7 @@ a frozen tower only its forward pass.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.parameters import PART_OF, active_layer_matrices
@@ -82,3 +83,33 @@ def forward_flops(
         "decoder": (decoder_linear, decoder_attention),
         "output": (2 * tokens * model.vocab_size * model.hidden_size, 0),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class FlopsPolynomial:
+    """Model FLOPs, forward and backward, of segments and images as a sum of powers: for millions of them at once."""
+
+    tokens: int
+    """FLOPs per token of a segment."""
+    tokens_squared: int
+    """FLOPs per square of a segment's tokens."""
+    patches: int
+    """FLOPs per patch of an image."""
+    patches_squared: int
+    """FLOPs per square of an image's patches."""
+
+
+def flops_polynomial(model: ModelConfig, freeze: Sequence[str] = ()) -> FlopsPolynomial:
+    """Return the coefficients of `step_flops`' total, exact for images whose patches fill whole tokens.
+
+    They are read off two segments and two images: f(n) = a n + b n^2, so b = (f(2n) - 2 f(n)) / 2 n^2.
+    """
+
+    def coefficients(one: int, two: int, n: int) -> tuple[int, int]:
+        squared = (two - 2 * one) // (2 * n * n)
+        return (one - squared * n * n) // n, squared
+
+    token = model.vision.merge_size**2
+    segments = [step_flops(model, [tokens], [], freeze)["total"] for tokens in (1, 2)]
+    images = [step_flops(model, [], [patches], freeze)["total"] for patches in (token, 2 * token)]
+    return FlopsPolynomial(*coefficients(*segments, 1), *coefficients(*images, token))

@@ -8,7 +8,12 @@ a laptop can validate a cluster run. Megatron's own vocabulary lives in `trainin
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from megatron_medx.config.model import ModelConfig
+
+MIXTURE_SUFFIXES = (".yaml", ".yml")
+"""Of a `data.path` that mixes several data folders."""
 
 PARTS = ("vision", "merger", "language")
 """The three parts of the network that can be frozen or given a learning rate of their own."""
@@ -31,16 +36,21 @@ class DataSection:
     """What is trained on and how samples become rows."""
 
     path: str = ""
-    """Folder with `samples.jsonl` and `images/` (see `data/samples.py`)."""
+    """Data folder that `medx data build` wrote, or a YAML file that mixes several (see `data/mixture.py`)."""
     processor: str = ""
-    """Hugging Face directory with tokenizer, chat template, image processor. Empty means `<data.path>/processor`."""
+    """Hugging Face directory with tokenizer, chat template, image processor; its tokenizer is that of the build.
+
+    Empty means `processor` in the data folder, of a mixture in the first one.
+    """
     packing: bool = False
     """True: fill every row with as many samples as fit. False: one sample a row.
 
     Attention and positions restart per sample either way.
     """
     seq_len_tokens: int = 4096
-    """Longest row, in text and image tokens. A longer sample is refused, never cut."""
+    """Longest row, in text and image tokens. Longer samples lose slices, then resolution; text is never cut."""
+    max_row_patches: int = 0
+    """Most patches of all images of a row, before merging (4 to a token); 0 means no other limit than the tokens."""
     min_pixels: int = 65536
     """Images are scaled up to at least this area (width x height, px)."""
     max_pixels: int = 16777216
@@ -52,9 +62,16 @@ class DataSection:
     number of the run, not of the grid, so that rows hold the same samples whatever the grid.
     """
     max_bad_fraction: float = 0.0
-    """Share of unreadable samples that is skipped (each is logged) before the run stops. 0 stops at the first."""
-    allow_burned_in: bool = False
-    """False: a DICOM file whose header says BurnedInAnnotation YES is unreadable, as its pixels may show a name."""
+    """Largest share of samples that may be unusable: rejected by the build, too long for a row, or damaged since.
+
+    Each is named in a `rejects.jsonl`, of the data folder or of the run. 0 stops at the first.
+    """
+    decoder: str = "pillow"
+    """What decodes and scales images: `pillow`, the reference, or `dali` (optional; on the GPU where there is one)."""
+    num_workers: int = 0
+    """Processes of each rank that read and decode rows; with 0 a thread of the rank does it."""
+    prefetch_rows: int = 2
+    """Rows that are read ahead of the step, at least 1."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -210,6 +227,20 @@ class RunConfig:
         return Path(self.run.folder or f"runs/{self.run.recipe}")
 
     @property
+    def data_folders(self) -> list[Path]:
+        """The data folder, or those of a mixture: paths in its YAML file are relative to the file's own folder.
+
+        A file that is no mixture gives none; `data/mixture.py` says what is wrong with it.
+        """
+        path = Path(self.data.path)
+        if path.suffix not in MIXTURE_SUFFIXES:
+            return [path]
+        mixture = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        sources = mixture.get("sources") if isinstance(mixture, dict) else None
+        entries = [entry for entry in sources if isinstance(entry, dict)] if isinstance(sources, list) else []
+        return [path.parent / str(entry.get("path")) for entry in entries]
+
+    @property
     def processor_folder(self) -> Path:
-        """Where tokenizer and image processor lie: `data.processor`, or `<data.path>/processor` when that is empty."""
-        return Path(self.data.processor or f"{self.data.path}/processor")
+        """Where tokenizer and image processor lie: `data.processor`, or when that is empty in the first data folder."""
+        return Path(self.data.processor) if self.data.processor else (self.data_folders or [Path()])[0] / "processor"

@@ -63,7 +63,10 @@ BOUNDS: dict[str, Bound] = {
     "data.sample_align_tokens": AT_LEAST_1,
     "data.min_pixels": AT_LEAST_1,
     "data.max_pixels": AT_LEAST_1,
+    "data.max_row_patches": AT_LEAST_0,
     "data.max_bad_fraction": SHARE,
+    "data.num_workers": AT_LEAST_0,
+    "data.prefetch_rows": AT_LEAST_1,
     "parallel.world_size": AT_LEAST_1,
     "parallel.tensor": AT_LEAST_1,
     "parallel.pipeline": AT_LEAST_1,
@@ -92,6 +95,7 @@ BOUNDS: dict[str, Bound] = {
 """Key -> interval. A field that may be None is checked only when it is not."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "data.decoder": ("pillow", "dali"),
     "training.precision": ("bf16", "fp32"),
     "training.recompute": ("none", "selective", "full"),
     "training.recompute_vision": ("none", "selective", "full"),

@@ -1,20 +1,22 @@
 """Samples as tokens: the chat template, the placeholders of images, and which tokens are learned.
 
-Comes in: a `Sample`, a tokenizer with its chat template, a `Patcher`. Goes out: an `EncodedSample`, or only its
-length for the plan, for which no pixel is decoded. The template is the tokenizer's own, so a trained model and an
-engine that serves it see the same prompt.
+Comes in: a `Sample`, its image files, a tokenizer with its chat template. Goes out: an `EncodedSample`, or for the
+index only how long its text is. No pixel is decoded here: what each image will be scaled to is known from its size. The
+template is the tokenizer's own, so a trained model and an engine that serves it see the same prompt.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from megatron_medx.data.images.files import image_size, read_image
-from megatron_medx.data.patches import Patcher, num_image_tokens
-from megatron_medx.data.plan import aligned_tokens
-from megatron_medx.data.samples import ImagePart, Sample
+from megatron_medx.data.decoding import ImageRequest
+from megatron_medx.data.image_grid import num_image_tokens
+from megatron_medx.data.images.image_file import ImageFile
+from megatron_medx.data.patches import Patcher
+from megatron_medx.data.plan.budget import ImageExtent, fit
+from megatron_medx.data.samples import ImagePart, Part, Sample, TextPart
 from megatron_medx.errors import DataError
 
 IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -23,6 +25,17 @@ IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 
 TURN_END, DOCUMENT_END = "<|im_end|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSize:
+    """What the index keeps of a sample's text."""
+
+    tokens: int
+    """Of the rendered sample, each image counted as the one placeholder it starts as."""
+    image_spans: list[int]
+    """For each image the tokens that go with it when a sample is shortened: its position, the two vision tokens and
+    one placeholder; 0 for an image that always stays."""
 
 
 @dataclass(slots=True)
@@ -34,100 +47,136 @@ class EncodedSample:
     """(S,) int64; each image is a run of placeholder tokens, one for each merged token."""
     loss_weights_S: torch.Tensor
     """(S,) float32; the weight of its message (of a document 1) where this token is learned, 0 on prompt and images."""
-    pixels_PC: torch.Tensor
-    """(P, C) float32 patches of all images; P may be 0."""
     grids_I3: torch.Tensor
-    """(I, 3) int64; I may be 0."""
-
-
-@dataclass(slots=True)
-class SampleSize:
-    """What a sample will take, as far as headers tell: all that the plan and the deal of rows ask."""
-
-    tokens: int
-    """Text and image tokens."""
-    patches_per_image: list[int]
-    """Patches before merging, one entry for each frame of each image: attention stays within a frame."""
+    """(I, 3) int64 patches along (frames, height, width) of each image; I may be 0."""
+    images: list[ImageRequest] = field(default_factory=list)
+    """The I images, not yet decoded."""
 
 
 @dataclass(slots=True)
 class SampleEncoder:
-    """Encodes samples of one data folder with one processor directory."""
+    """Encodes samples with one processor directory, for rows of one length."""
 
     tokenizer: PreTrainedTokenizerBase
     """A fast tokenizer with a chat template."""
     patcher: Patcher
-    folder: Path
-    """The data folder; image paths are relative to it."""
+    """Its limits of area are the run's."""
     seq_len_tokens: int
-    """Longest sample allowed, in text and image tokens, rounded up as below."""
+    """Longest sample; a longer one is shortened (budget.py)."""
     sample_align_tokens: int = 1
     """What the row rounds a sample up to; no token here is added for it."""
-    allow_burned_in: bool = False
-    """Whether images may have text burned in by their own header's word."""
+    max_row_patches: int = 0
+    """Most patches of a sample's images; 0 is no limit."""
 
-    def measure(self, sample: Sample) -> SampleSize:
-        """Tokens and patches `encode` will give, from the text and the headers of the image files.
+    def encode(self, sample: Sample, files: Mapping[str, ImageFile]) -> EncodedSample:
+        """Tokens, learned tokens and images of a sample, shortened where it is too long for a row.
 
-        Raises:
-            DataError: as `encode`, as far as headers can tell.
-        """
-        grids = [
-            self.patcher.grid(*image_size(self.folder / part.image, part.view, self.allow_burned_in))
-            for part in sample.images
-        ]
-        patches = [height * width for frames, height, width in grids for _ in range(frames)]
-        return SampleSize(len(self._tokens(sample, grids)[0]), patches)
-
-    def encode(self, sample: Sample) -> EncodedSample:
-        """Tokens, learned tokens and patches of a sample.
+        Args:
+            sample: of a data folder: its images have sizes.
+            files: the images' files by the names that the sample has for them.
 
         Raises:
-            DataError: an image cannot be read; placeholders and images differ in number; the sample is too long.
+            DataError: placeholders and images differ in number; no rule makes the sample short enough.
         """
-        patches = [
-            self.patcher.patchify(read_image(self.folder / part.image, part.view, self.allow_burned_in))
-            for part in sample.images
-        ]
-        grids = [tuple(grid.tolist()) for _, grid in patches]
-        tokens_S, loss_weights_S = self._tokens(sample, grids)
-        pixels = [pixels_PC for pixels_PC, _ in patches]
+        tokens_S, weights_S = render_tokens(sample, self.tokenizer)
+        at = placeholders(sample, tokens_S, self.tokenizer)
+        spans = image_spans(sample, at)
+        extents = [ImageExtent(*part.size, span) for part, span in zip(sample.images, spans, strict=True)]
+        processor = self.patcher.processor
+        limit = self.seq_len_tokens // self.sample_align_tokens * self.sample_align_tokens
+        fitted = fit(
+            len(tokens_S),
+            extents,
+            limit_tokens=limit,
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
+            patch_size=processor.patch_size,
+            merge_size=processor.merge_size,
+            max_patches=self.max_row_patches,
+        )
+        if fitted is None:
+            raise too_long(sample.sample_id, len(tokens_S), len(extents), limit)
+        repeats = torch.ones_like(tokens_S)
+        for image in set(range(len(extents))) - set(fitted.kept):
+            repeats[at[image] + 2 - spans[image] : at[image] + 2] = 0  # from behind the image before to its own end
+        for image, grid in zip(fitted.kept, fitted.grids, strict=True):
+            repeats[at[image]] = num_image_tokens(grid, self.patcher.merge_size)
+        kept = [sample.images[image] for image in fitted.kept]
         return EncodedSample(
             sample.sample_id,
-            tokens_S,
-            loss_weights_S,
-            torch.cat(pixels) if pixels else torch.zeros(0, self.patcher.patch_dim),
-            torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
+            tokens_S.repeat_interleave(repeats),
+            weights_S.repeat_interleave(repeats),
+            torch.tensor(fitted.grids, dtype=torch.int64).reshape(-1, 3),
+            [ImageRequest(files[part.image], part.view, grid) for part, grid in zip(kept, fitted.grids, strict=True)],
         )
 
-    def _tokens(self, sample: Sample, grids: list[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(S,) int64 tokens with expanded placeholders and (S,) float32 weights."""
-        text, learned = render(sample, self.tokenizer)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        tokens = torch.tensor(encoded["input_ids"], dtype=torch.int64)
-        weights = torch.tensor(_weights(encoded["offset_mapping"], learned))
-        image_id, video_id = self.tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, VIDEO_TOKEN])
-        is_image = tokens == image_id
-        if int(is_image.sum()) != len(grids) or bool((tokens == video_id).any()):
-            raise DataError(
-                f"sample {sample.sample_id}: {int(is_image.sum())} {IMAGE_TOKEN} and {int((tokens == video_id).sum())} "
-                f"{VIDEO_TOKEN} in the rendered text, {len(grids)} images",
-                f"one {IMAGE_TOKEN} for each image and no {VIDEO_TOKEN}",
-                "take these words out of the sample's text; images are parts of type image",
-            )
-        counts = [num_image_tokens(grid, self.patcher.merge_size) for grid in grids]
-        repeats = torch.ones_like(tokens)
-        repeats[is_image] = torch.tensor(counts, dtype=torch.int64)
-        length = int(repeats.sum())
-        aligned = aligned_tokens(length, self.sample_align_tokens)
-        if aligned > self.seq_len_tokens:
-            rounded = f" (rounded up to {aligned})" if aligned > length else ""
-            raise DataError(
-                f"sample {sample.sample_id} has {length} tokens{rounded}, {sum(counts)} of them of {len(grids)} images",
-                f"at most data.seq_len_tokens = {self.seq_len_tokens}",
-                "raise data.seq_len_tokens, lower data.max_pixels, or split the sample",
-            )
-        return tokens.repeat_interleave(repeats), weights.repeat_interleave(repeats)
+
+def too_long(sample_id: str, text_tokens: int, num_images: int, limit_tokens: int) -> DataError:
+    """The error for a sample that no rule makes short enough for a row."""
+    return DataError(
+        f"sample {sample_id} has {text_tokens} tokens, one for each of its {num_images} images",
+        f"at most {limit_tokens} (data.seq_len_tokens, a multiple of data.sample_align_tokens)",
+        "raise data.seq_len_tokens or split the sample; data.max_bad_fraction above 0 leaves such samples out",
+    )
+
+
+def measure_text(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> TextSize:
+    """What the index says of a sample's text; no image is looked at.
+
+    Raises:
+        DataError: placeholders and images differ in number; the template is not built turn by turn.
+    """
+    tokens_S, _ = render_tokens(sample, tokenizer)
+    return TextSize(len(tokens_S), image_spans(sample, placeholders(sample, tokens_S, tokenizer)))
+
+
+def render_tokens(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, torch.Tensor]:
+    """(S,) int64 tokens with one placeholder an image and (S,) float32 weights."""
+    text, learned = render(sample, tokenizer)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens_S = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+    return tokens_S, torch.tensor(_weights(encoded["offset_mapping"], learned))
+
+
+def placeholders(sample: Sample, tokens_S: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Where the placeholder of each image stands.
+
+    Raises:
+        DataError: there are more or fewer than images: the text itself holds such words.
+    """
+    image_id, video_id = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, VIDEO_TOKEN])
+    at, num_video = (tokens_S == image_id).nonzero()[:, 0].tolist(), int((tokens_S == video_id).sum())
+    if len(at) != len(sample.images) or num_video:
+        raise DataError(
+            f"sample {sample.sample_id}: {len(at)} {IMAGE_TOKEN} and {num_video} {VIDEO_TOKEN} in the rendered text, "
+            f"{len(sample.images)} images",
+            f"one {IMAGE_TOKEN} for each image and no {VIDEO_TOKEN}",
+            "take these words out of the sample's text; images are parts of type image",
+        )
+    return at
+
+
+def image_spans(sample: Sample, at: list[int]) -> list[int]:
+    """For each image the tokens that go with it when it is dropped, 0 where it always stays.
+
+    An image may go if it has a position and follows directly on another that has one. Then nothing but its position
+    stands between the two, and special tokens keep that text apart: so dropping it changes no other token.
+
+    Args:
+        at: from `placeholders`.
+
+    Example: a sample `CT: <5 mm> I <10 mm> I <15 mm> I`, positions of three tokens each, placeholders at 8, 14 and 20:
+    spans 0 6 6. The first image stays, as its position may share a token with the text before it.
+    """
+    spans: list[int] = []
+    for parts in [sample.parts, *(message.parts for message in sample.messages)]:
+        before: Part | None = None
+        for part in parts:
+            if isinstance(part, ImagePart):
+                follows = isinstance(before, ImagePart) and before.position and part.position
+                spans.append(at[len(spans)] - at[len(spans) - 1] if follows else 0)
+            before = part
+    return spans
 
 
 LearnedSpan = tuple[int, int, float]
@@ -148,7 +197,7 @@ def render(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, lis
     if sample.parts:
         return _render_document(sample)
     messages = [
-        {"role": message.role, "content": [_template_part(part) for part in message.parts]}
+        {"role": message.role, "content": [item for part in message.parts for item in _template_parts(part)]}
         for message in sample.messages
     ]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
@@ -175,7 +224,7 @@ def _render_document(sample: Sample) -> tuple[str, list[LearnedSpan]]:
     text, spans = "", []
     for part in sample.parts:
         if isinstance(part, ImagePart):
-            text += IMAGE_PLACEHOLDER
+            text += part.position + IMAGE_PLACEHOLDER
         else:
             spans.append((len(text), len(text) + len(part.text), 1.0))
             text += part.text
@@ -183,10 +232,12 @@ def _render_document(sample: Sample) -> tuple[str, list[LearnedSpan]]:
     return text + DOCUMENT_END, spans
 
 
-def _template_part(part: object) -> dict[str, str]:
-    if isinstance(part, ImagePart):
-        return {"type": "image", "image": part.image}
-    return {"type": "text", "text": part.text}
+def _template_parts(part: Part) -> list[dict[str, str]]:
+    """What the template sees of a part: an image with a position is a text and an image."""
+    if isinstance(part, TextPart):
+        return [{"type": "text", "text": part.text}]
+    position = [{"type": "text", "text": part.position}] if part.position else []
+    return [*position, {"type": "image", "image": part.image}]
 
 
 def _weights(offsets: list[tuple[int, int]], learned: list[LearnedSpan]) -> list[float]:

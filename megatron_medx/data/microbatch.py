@@ -28,7 +28,8 @@ class Microbatch:
     cu_seqlens: torch.Tensor
     """(N+1,) or, with a padded tail, (N+2,) int32: where each segment starts; the last entry is S."""
     pixels_PC: torch.Tensor
-    """(P, C) float32 normalized patches in Qwen's merge-block order, images in reading order; P may be 0."""
+    """(P, C) float32 normalized patches, in Qwen's merge-block order, of the images that were asked for, in reading
+    order: in training of those that this rank encodes. P may be 0."""
     grids_I3: torch.Tensor
     """(I, 3) int64 patches along (frames, height, width) of each image; I may be 0."""
     vision_index_M: torch.Tensor

@@ -1,10 +1,9 @@
-"""Pictures as normalized patches, and the arithmetic that says how many without decoding one.
+"""Pictures as normalized patches, bit for bit those of the stock Qwen image processor (its PIL form).
 
-The pixels are the stock Qwen image processor's work (its PIL form: same result on every machine, no torchvision),
-so training sees what the exported directory computes. The sizes are ours, tested against it.
+So training sees what the exported directory computes, on every machine, without torchvision. The stock code chooses
+the size of an image by itself; here the plan does, and an image is copied less often on its way.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,52 +12,8 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from megatron_medx.data.image_grid import smart_resize
 from megatron_medx.errors import DataError
-
-MAX_ASPECT = 200
-"""Longest side over shortest; the stock processor refuses more."""
-
-
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Height and width in px that an image is scaled to: multiples of `factor`, area within limits, shape nearly kept.
-
-    Args:
-        height: of the image, px.
-        width: of the image, px.
-        factor: patch_size x merge_size, px.
-        min_pixels: smallest area, px.
-        max_pixels: largest area, px.
-
-    Example (factor 32, limits 65,536 and 16,777,216): 100 x 70 has 7,000 px, too few, so both sides grow by
-    sqrt(65536 / 7000) = 3.06 and up to the next multiple: 306 -> 320, 214 -> 224.
-
-    Raises:
-        DataError: one side is more than 200 times the other.
-    Source: transformers 5.23 `qwen2_vl.image_processing_pil_qwen2_vl.smart_resize` (tests/unit/data/test_patches.py).
-    """
-    if min(height, width) < 1 or max(height, width) / min(height, width) > MAX_ASPECT:
-        raise DataError(
-            f"an image of {width} x {height} px",
-            f"sides of at least 1 px that differ at most {MAX_ASPECT}-fold",
-            "cut the image into pieces or take the sample out",
-        )
-    tall = round(height / factor) * factor
-    wide = round(width / factor) * factor
-    if tall * wide > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        tall = max(factor, math.floor(height / shrink / factor) * factor)
-        wide = max(factor, math.floor(width / shrink / factor) * factor)
-    elif tall * wide < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        tall = math.ceil(height * grow / factor) * factor
-        wide = math.ceil(width * grow / factor) * factor
-    return tall, wide
-
-
-def num_image_tokens(grid: tuple[int, int, int], merge_size: int) -> int:
-    """Tokens of the decoder that a (frames, height, width) grid of patches becomes."""
-    frames, height, width = grid
-    return frames * height * width // merge_size**2
 
 
 @dataclass(slots=True)
@@ -66,13 +21,14 @@ class Patcher:
     """Turns pictures into patches with the settings of one processor directory."""
 
     processor: Qwen2VLImageProcessorPil
+    """Read for its settings; it computes nothing here."""
 
     @classmethod
     def from_directory(cls, folder: Path, min_pixels: int, max_pixels: int) -> "Patcher":
         """Patcher with the directory's patch sizes and normalization and the run's area limits (px).
 
         Raises:
-            DataError: no image-processor settings there.
+            DataError: no image-processor settings there, or such as prepare images otherwise than Qwen3-VL's.
         """
         path = Path(folder) / "preprocessor_config.json"
         if not path.is_file():
@@ -82,7 +38,16 @@ class Patcher:
                 "set data.processor to one; `make demo` builds one at <data.path>/processor",
             )
         size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-        return cls(Qwen2VLImageProcessorPil.from_pretrained(folder, size=size, local_files_only=True))
+        processor = Qwen2VLImageProcessorPil.from_pretrained(folder, size=size, local_files_only=True)
+        needed = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": Image.Resampling.BICUBIC}
+        other = {name: getattr(processor, name) for name in needed if getattr(processor, name) != needed[name]}
+        if other:
+            raise DataError(
+                f"{path} sets " + ", ".join(f"{name} to {value}" for name, value in other.items()),
+                "images scaled with resample 3 (bicubic), rescaled and normalized",
+                "take the preprocessor_config.json of a Qwen3-VL model",
+            )
+        return cls(processor)
 
     @property
     def merge_size(self) -> int:
@@ -106,16 +71,31 @@ class Patcher:
         )
         return 1, tall // patch_size, wide // patch_size
 
-    def patchify(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    def patchify(self, image: Image.Image, grid: tuple[int, int, int]) -> torch.Tensor:
         """Scale (bicubic), normalize and cut a picture.
+
+        Args:
+            image: RGB, as `read_image` gives it.
+            grid: (1, rows, columns) of patches; rows and columns are multiples of merge_size.
 
         Returns:
             pixels_PC: (P, patch_dim) float32 in merge-block order: the four patches of one token stand together.
-            grid_3: (3,) int64 patches along (frames, height, width); P is their product.
         """
-        features = self.processor(images=image, return_tensors="np")
-        pixels = np.ascontiguousarray(features["pixel_values"], dtype=np.float32)
-        return torch.from_numpy(pixels), torch.from_numpy(features["image_grid_thw"][0].astype(np.int64))
+        settings, (_, rows, columns) = self.processor, grid
+        merge, patch = settings.merge_size, settings.patch_size
+        assert image.mode == "RGB", f"a picture of mode {image.mode}; read_image gives RGB"
+        scaled = np.asarray(image.resize((columns * patch, rows * patch), Image.Resampling.BICUBIC))
+        blocks = scaled.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+        # (block row, row in block, y, block column, column in block, x, color) -> (block row, block column, row in
+        # block, column in block, color, y, x), while a value is still one byte
+        values_P31D = np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(-1, 3, 1, patch * patch)
+        # the stock processor's order of operations and dtypes, on which the last bit depends
+        normal_P31D = np.empty(values_P31D.shape, np.float32)
+        np.multiply(values_P31D, settings.rescale_factor, out=normal_P31D, dtype=np.float64, casting="same_kind")
+        normal_P31D -= np.array(settings.image_mean, np.float32)[:, None, None]
+        normal_P31D /= np.array(settings.image_std, np.float32)[:, None, None]
+        frames_P3TD = np.repeat(normal_P31D, settings.temporal_patch_size, axis=2)  # a still picture fills all frames
+        return torch.from_numpy(frames_P3TD.reshape(rows * columns, self.patch_dim))
 
     def unpatchify(self, pixels_PC: torch.Tensor, grid_3: torch.Tensor) -> Image.Image:
         """Put normalized patches back into a picture (first frame of each pair), as the model sees it."""

@@ -1,6 +1,7 @@
 """Samples: the lines of `samples.jsonl`, checked and typed.
 
-A data folder holds `samples.jsonl` and `images/`. A line is a conversation or an interleaved document:
+A source folder holds `samples.jsonl` and the files that it names; `medx data build` makes a data folder of it, whose
+records have the same form. A line is a conversation or an interleaved document:
 
     {"id": "cr-1", "messages": [{"role": "user", "content": [{"type": "image", "image": "images/chest.dcm"},
                                                              {"type": "text", "text": "Which modality?"}]},
@@ -14,6 +15,13 @@ A data folder holds `samples.jsonl` and `images/`. A line is a conversation or a
     of an assistant  weight                                           from 0 to 1000, default 1: each of the turn's
                                                                       tokens counts for so many in the loss
     of an image      window, frame                                    see `images/view.py`
+                     position                                         a short text in front of the image, such as
+                                                                      "12.5 mm"; images that have one may be thinned
+                                                                      out evenly where a sample is too long
+                     size                                             width and height in px as shown; the build sets it
+
+Two more parts stand for several images, and the build turns them into these: {"type": "volume", "volume": "ct.nii.gz"}
+(a NIfTI file, or a folder with one DICOM series), which may have a `window`, and {"type": "slide", "slide": "a.svs"}.
 
 The same as a JSON Schema stands in `samples.schema.json` and is printed by `medx data schema`; a test holds the two
 together. Only this reader sees that ids occur once. Nothing here opens an image or knows a tokenizer.
@@ -39,6 +47,9 @@ NOTES = ("modality", "source", "license", "language", "patient")
 No training step reads them and none becomes text of the sample.
 """
 
+PART_KEYS = {"text": (), "image": (*VIEW_KEYS, "position", "size"), "volume": ("window",), "slide": ()}
+"""Kinds of parts, and the optional keys of each beside `type` and its own."""
+
 MAX_WEIGHT = 1000
 """Of a message: far above any use, and float32 holds sums of it."""
 
@@ -52,13 +63,30 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image file, as a path relative to the data folder, and what is to be seen of it."""
+    """An image file, and what is to be seen of it."""
 
     image: str
+    """Path relative to the source; in a data folder what follows the sample's key, such as `0.dcm`."""
     view: ImageView = AS_STORED
+    position: str = ""
+    """Text in front of the image, such as "12.5 mm"; empty for an image that is no slice and always stays."""
+    size: tuple[int, int] | None = None
+    """Width and height in px as shown, in what the build wrote; None in a source."""
 
 
-Part = TextPart | ImagePart
+@dataclass(frozen=True, slots=True)
+class StackPart:
+    """A volume or a whole slide of a source: the build makes images of it, each with its position."""
+
+    kind: str
+    """`volume` or `slide`."""
+    path: str
+    """A file or a folder, relative to the source."""
+    view: ImageView = AS_STORED
+    """Windows for each image; no frame."""
+
+
+Part = TextPart | ImagePart | StackPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +120,7 @@ class Sample:
 
 
 def read_samples(folder: Path) -> list[Sample]:
-    """All samples of a data folder, in file order.
+    """All samples of a source folder, in file order.
 
     Raises:
         DataError: no such file, no sample in it, or a line that is not a sample; names file, line, sample id and field.
@@ -101,8 +129,8 @@ def read_samples(folder: Path) -> list[Sample]:
     if not path.is_file():
         raise DataError(
             f"no file {path}",
-            f"a data folder with {SAMPLES_FILE} and images/",
-            "set data.path to such a folder; `make demo` builds one",
+            f"a source folder with {SAMPLES_FILE}",
+            "name such a folder; `medx data demo data/demo` writes one to data/demo/source",
         )
     samples: list[Sample] = []
     line_of_id: dict[str, int] = {}
@@ -111,8 +139,8 @@ def read_samples(folder: Path) -> list[Sample]:
             continue
         record: dict = {}
         try:
-            record = _record(line)
-            sample = _sample(record)
+            record = parse_line(line)
+            sample = parse_sample(record)
             first = line_of_id.setdefault(sample.sample_id, number)
             if first != number:
                 raise ValueError(f"the id stands on line {first} already", "ids that occur once")
@@ -128,7 +156,12 @@ def read_samples(folder: Path) -> list[Sample]:
 # The functions below raise ValueError(found, needed); found begins with the field that it is about.
 
 
-def _record(line: bytes) -> dict:
+def parse_line(line: bytes) -> dict:
+    """The JSON object of a line.
+
+    Raises:
+        ValueError(found, needed): it is none.
+    """
     try:
         record = json.loads(line.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -143,7 +176,12 @@ def _no_number(word: str) -> None:
     raise ValueError(f"found {word}")
 
 
-def _sample(record: dict) -> Sample:
+def parse_sample(record: dict) -> Sample:
+    """One sample out of a line's JSON object.
+
+    Raises:
+        ValueError(found, needed): it breaks the schema.
+    """
     sample_id = record.get("id")
     if not isinstance(sample_id, str) or not sample_id:
         raise ValueError(f"id {_short(sample_id)}", "an id that is a text")
@@ -162,6 +200,37 @@ def _sample(record: dict) -> Sample:
     if "messages" in record:
         return Sample(sample_id, messages=_messages(record["messages"]), **notes)
     return Sample(sample_id, parts=_parts(record["content"], "content"), **notes)
+
+
+def to_record(sample: Sample, metadata: dict | None = None) -> dict:
+    """The line's JSON object of a sample; `parse_sample` makes the sample of it again.
+
+    Content is a list of parts, and what has its default is left out.
+    """
+    record: dict = {"id": sample.sample_id}
+    if sample.messages:
+        record["messages"] = [
+            {"role": message.role, "content": [_part_record(part) for part in message.parts]}
+            | ({"weight": message.weight} if message.weight != 1 else {})
+            for message in sample.messages
+        ]
+    else:
+        record["content"] = [_part_record(part) for part in sample.parts]
+    record |= {name: getattr(sample, name) for name in NOTES if getattr(sample, name)}
+    return record | ({"metadata": metadata} if metadata else {})
+
+
+def _part_record(part: Part) -> dict:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if isinstance(part, StackPart):
+        record: dict = {"type": part.kind, part.kind: part.path}
+    else:
+        record = {"type": "image", "image": part.image}
+        record |= {"position": part.position} if part.position else {}
+        record |= {"size": list(part.size)} if part.size else {}
+        record |= {"frame": part.view.frame} if part.view.frame else {}
+    return record | ({"window": list(part.view.windows)} if part.view.windows else {})
 
 
 def _messages(value: object) -> tuple[Message, ...]:
@@ -183,7 +252,7 @@ def _message(turn: object, where: str) -> Message:
     if role not in ROLES:
         raise ValueError(f"{where}.role {_short(role)}", f"one of {', '.join(ROLES)}")
     parts = _parts(turn["content"], f"{where}.content")
-    if role != "user" and any(isinstance(part, ImagePart) for part in parts):
+    if role != "user" and not all(isinstance(part, TextPart) for part in parts):
         # the chat template drops it without a word
         raise ValueError(f"{where}.content with an image, role {role}", "images in user messages only")
     if "weight" in turn and role != "assistant":
@@ -204,23 +273,41 @@ def _parts(value: object, where: str) -> tuple[Part, ...]:
 
 
 def _part(value: object, where: str) -> Part:
-    needed = '{"type": "text", "text": ...} or {"type": "image", "image": ...}'
-    if not isinstance(value, dict) or value.get("type") not in ("text", "image"):
-        raise ValueError(f"{where} {_short(value)}", needed)
-    kind = value["type"]
-    body = value.get(kind)
-    optional = VIEW_KEYS if kind == "image" else ()
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in PART_KEYS:
+        raise ValueError(f"{where} {_short(value)}", f"an object whose type is one of {', '.join(PART_KEYS)}")
+    body, optional = value.get(kind), PART_KEYS[kind]
     if set(value) - set(optional) != {"type", kind} or not isinstance(body, str) or not body:
-        raise ValueError(f"{where} {_short(value)}", f"{needed} with, if wanted, {' and '.join(VIEW_KEYS)}")
+        needed = f'{{"type": "{kind}", "{kind}": ...}}' + f" with, if wanted, {', '.join(optional)}" * bool(optional)
+        raise ValueError(f"{where} {_short(value)}", needed)
     if kind == "text":
         return TextPart(body)
     if body.startswith("/") or ".." in body.split("/"):
-        raise ValueError(f"{where}.image {_short(body)}", "a path inside the data folder, relative to it")
+        raise ValueError(f"{where}.{kind} {_short(body)}", "a path inside the data folder, relative to it")
     try:
-        return ImagePart(body, ImageView.of(value))
+        view = ImageView.of(value)
     except ValueError as error:
         found, needed = error.args
         raise ValueError(f"{where}: {found}", needed) from error
+    if kind != "image":
+        return StackPart(kind, body, view)
+    return ImagePart(body, view, _position(value, where), _size(value, where))
+
+
+def _position(value: dict, where: str) -> str:
+    position = value.get("position", "")
+    if not isinstance(position, str):
+        raise ValueError(f"{where}.position {_short(position)}", 'a short text, such as "12.5 mm"')
+    return position
+
+
+def _size(value: dict, where: str) -> tuple[int, int] | None:
+    size = value.get("size")
+    if size is None:
+        return None
+    if not isinstance(size, list) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        raise ValueError(f"{where}.size {_short(size)}", "width and height in px, two whole numbers from 1")
+    return tuple(size)
 
 
 def _short(value: object) -> str:

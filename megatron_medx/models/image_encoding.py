@@ -13,11 +13,10 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 from torch.nn.functional import pad
 
-from megatron_medx.config.flops import image_flops
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.models.merger import Mergers
 from megatron_medx.models.vision import VisionTower
-from megatron_medx.parallel.image_dealing import share_images
+from megatron_medx.parallel.image_dealing import share_row_images
 
 
 def encode_images(
@@ -35,7 +34,7 @@ def encode_images(
     backward pass (with a zero gradient), which overlapped gradient reduction waits for.
 
     Args:
-        pixels_PC: (P, C) patches of all images of the row, on any device; P may be 0.
+        pixels_PC: (P, C) patches of the images that `share_row_images` deals to this rank, on any device; P may be 0.
         grids_I3: (I, 3) int64 grids of all images, on the CPU.
         groups: Megatron's; `tp_cp` are the ranks that share the row.
 
@@ -43,21 +42,19 @@ def encode_images(
         (G, 1 + K, H) gathered features: the image tokens, then the K DeepStack levels of each.
         (M,) int64 where each image token of the row, in reading order, stands among the G; on the CPU.
     """
-    patches = grids_I3.prod(dim=1).tolist()
-    # Attention stays within a frame, so an image costs as much as its frames do.
-    costs = [t * image_flops(model, n // t) for n, t in zip(patches, grids_I3[:, 0].tolist(), strict=True)]
     merge_block = model.vision.merge_size**2
-    share = share_images(costs, patches, merge_block, groups.tp_cp.size(), groups.tp_cp.rank())
+    share = share_row_images(model, grids_I3, groups.tp_cp.size(), groups.tp_cp.rank())
+    num_patches = share.num_tokens * merge_block
+    assert len(pixels_PC) == num_patches, f"{len(pixels_PC)} patches, this rank's images have {num_patches}"
     if share.images:
-        pixels_PC, grids_I3 = pixels_PC[share.patches], grids_I3[share.images]
+        grids_I3 = grids_I3[share.images]
     else:
         pixels_PC = pixels_PC.new_zeros(merge_block, model.vision.patch_dim)
         grids_I3 = torch.tensor([[1, model.vision.merge_size, model.vision.merge_size]])
     pixels_PC = pixels_PC.to(tower.patch_embed.weight.device, non_blocking=True)
     final_MH, levels_MH = mergers(*tower(pixels_PC, grids_I3))
     features = torch.stack([final_MH, *levels_MH], dim=1)
-    num_tokens = len(share.patches) // merge_block
-    features = pad(features[:num_tokens], (0, 0, 0, 0, 0, share.tokens_per_rank - num_tokens))
+    features = pad(features[: share.num_tokens], (0, 0, 0, 0, 0, share.tokens_per_rank - share.num_tokens))
     return gather_from_sequence_parallel_region(features, group=groups.tp_cp), share.place_M
 
 

@@ -124,7 +124,7 @@ class Qwen3VLModel(LanguageModule):
         it their scale is Megatron's.
 
         `cu_seqlens`, `grids_I3` and `vision_index_M` stay on the CPU, where indices are worked out without waiting for
-        the GPU. So may `pixels_PC`: those of this rank's images are moved.
+        the GPU. So may `pixels_PC`, the patches of the images that this rank encodes.
 
         Returns:
             Last stage: (1, L) float32 loss of every token, or (L, 1, V/t) logits when `labels_1S` is None.

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_medx.config.flops import image_flops
+from megatron_medx.config.model import ModelConfig
+
 
 def deal_images(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     """Deal images to ranks, the costliest first, each to the rank with the least cost so far.
@@ -48,8 +51,8 @@ class ImageShare:
 
     images: list[int]
     """Indices of this rank's images, ascending; may be empty."""
-    patches: Tensor
-    """(p,) int64 rows of the microbatch's patches that belong to them."""
+    num_tokens: int
+    """Image tokens of these."""
     tokens_per_rank: int
     """Image tokens of the rank that has most, at least 1: the others pad to it, so that gathered parts are equal."""
     place_M: Tensor
@@ -79,13 +82,36 @@ def share_images(
         for image in images:
             starts[image] = at
             at += tokens[image]
-    all_patches = torch.arange(sum(patches)).split(list(patches))
     return ImageShare(
         images=deal[rank],
-        patches=_joined([all_patches[image] for image in deal[rank]]),
+        num_tokens=sum(tokens[image] for image in deal[rank]),
         tokens_per_rank=tokens_per_rank,
         place_M=_joined([torch.arange(starts[image], starts[image] + n) for image, n in enumerate(tokens)]),
     )
+
+
+def share_row_images(model: ModelConfig, grids_I3: Tensor, num_ranks: int, rank: int) -> ImageShare:
+    """One rank's part of the images of a row, dealt by what tower and mergers take for each.
+
+    Args:
+        model: the network's sizes.
+        grids_I3: (I, 3) int64 patches along (frames, height, width) of all images of the row, on the CPU.
+        num_ranks, rank: place among the ranks that share the row.
+    """
+    patches = grids_I3.prod(dim=1).tolist()
+    # Attention stays within a frame, so an image costs as much as its frames do.
+    costs = [t * image_flops(model, n // t) for n, t in zip(patches, grids_I3[:, 0].tolist(), strict=True)]
+    return share_images(costs, patches, model.vision.merge_size**2, num_ranks, rank)
+
+
+def own_images(model: ModelConfig, num_ranks: int, rank: int, grids_I3: Tensor) -> list[int]:
+    """Numbers of the images of a row that one of the ranks that share it encodes; arguments of `share_row_images`."""
+    return share_row_images(model, grids_I3, num_ranks, rank).images
+
+
+def no_images(grids_I3: Tensor) -> list[int]:
+    """What a stage without a tower encodes."""
+    return []
 
 
 def _joined(ranges: list[Tensor]) -> Tensor:

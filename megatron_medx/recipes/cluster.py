@@ -53,6 +53,7 @@ def _cluster(size: str, model: ModelConfig, parallel: ParallelSection) -> RunCon
             sample_align_tokens=8,  # context up to 4, and rows stay the same when it changes
             max_pixels=4_194_304,  # 4,096 tokens: the largest image leaves half a row for text
             max_bad_fraction=0.001,
+            num_workers=4,
         ),
         parallel=parallel,
         optimizer=OptimizerSection(lr=1e-5, vision_lr=2e-6, min_lr=1e-6, warmup_tokens=500 * 512 * 8192),

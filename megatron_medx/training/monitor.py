@@ -9,7 +9,9 @@ One rank reports, the last, which has the losses on every grid. Keys of a line o
     lr             base learning rate of this step
     tokens         text and image tokens of the step's rows, padding not counted
     images         images in them
+    samples_crc    sum of the CRC-32 of their samples' ids: equal where steps held the same samples, on whatever ranks
     step_time_s    seconds in the step; loading included, saving not
+    data_wait_s    of these, seconds in which this rank waited for rows
     model_tflops_per_s   model TFLOP/s per rank, tower counted (config/flops.py)
     skipped        true where the update was left out (bad_steps.py); only such lines have it
 """
@@ -23,7 +25,8 @@ from typing import TextIO
 from torch import Tensor
 
 from megatron_medx.config.run import RunConfig
-from megatron_medx.training.step import FLOPS, IMAGES, LOSS, TOKENS
+from megatron_medx.data.loader import RowLoader
+from megatron_medx.training.step import FLOPS, IMAGES, LOSS, SAMPLES_CRC, TOKENS
 
 QUIET_S = 5.0
 """Seconds between lines where the terminal is not interactive."""
@@ -40,6 +43,7 @@ class StepMonitor:
 
     def __init__(self, config: RunConfig, folder: Path, screen: TextIO | None):
         self.step_time_s = 0.0
+        self._loaders: list[RowLoader] = []
         self.learning_rate = 0.0
         self._num_steps, self._world_size = config.training.steps, config.parallel.world_size
         self._every_steps = config.log.every_steps
@@ -52,6 +56,10 @@ class StepMonitor:
     def is_reporter(self) -> bool:
         """Whether this rank is the one that tells and writes."""
         return self._screen is not None
+
+    def watch(self, loader: RowLoader) -> None:
+        """Report how long steps wait for this loader."""
+        self._loaders.append(loader)
 
     def announce(self, text: str) -> None:
         """Show a line that stays, on the reporting rank."""
@@ -80,7 +88,9 @@ class StepMonitor:
             "lr": self.learning_rate,
             "tokens": round(float(reduced[TOKENS])),
             "images": round(float(reduced[IMAGES])),
+            "samples_crc": round(float(reduced[SAMPLES_CRC])),
             "step_time_s": round(self.step_time_s, 6),
+            "data_wait_s": round(sum(loader.take_waited_s() for loader in self._loaders), 6),
             "model_tflops_per_s": float(reduced[FLOPS]) / self.step_time_s / self._world_size / 1e12,
         }
         if skipped:
@@ -90,7 +100,9 @@ class StepMonitor:
         self._show(line)
 
     def close(self) -> None:
-        """End the terminal's line and the file."""
+        """End the terminal's line, the file and what reads ahead."""
+        for loader in self._loaders:
+            loader.close()
         if self._file is not None:
             self._file.close()
             if self._screen.isatty():

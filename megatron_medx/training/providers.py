@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,15 +11,18 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training import get_args
 from megatron.training.arguments import core_transformer_config_from_args
 
+from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.run import RunConfig
-from megatron_medx.data.microbatch import Microbatch
-from megatron_medx.data.rows import build_row_dataset
+from megatron_medx.data.loader import RowLoader, load_rows
+from megatron_medx.data.rows import RowDataset, row_lengths
 from megatron_medx.models.initial_weights import set_initial_weights
 from megatron_medx.models.megatron_config import decoder_architecture
 from megatron_medx.models.qwen3_vl import PART_PREFIXES, Qwen3VLModel
 from megatron_medx.models.specs import layer_specs
 from megatron_medx.parallel.groups import solo_groups
+from megatron_medx.parallel.image_dealing import no_images, own_images
 from megatron_medx.parallel.row_dealing import deal_rows
+from megatron_medx.training.run_folder import DATA, REJECTS_FILE
 
 
 def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Callable:
@@ -83,51 +85,71 @@ def mark_experts(stage: torch.nn.Module) -> None:
             parameter.allreduce = False  # Megatron's mark: reduced over the ranks that hold the same experts
 
 
-def make_dataset_provider(config: RunConfig) -> Callable:
-    """The function with which Megatron asks for data; every rank builds its own, nothing is sent between ranks.
+def make_dataset_provider(config: RunConfig, watch: Callable[[RowLoader], None]) -> Callable:
+    """The function with which Megatron asks for data; every rank reads its own, nothing is sent between ranks.
 
     With virtual pipeline stages Megatron asks once a model chunk: the chunks of a rank go through the same rows, a few
-    microbatches apart, so they share one dataset and each row is made and its cost estimated once.
+    microbatches apart, so each row is made once and handed to all of them.
+
+    Args:
+        config: the run.
+        watch: told of the loader, which knows how long steps have waited for rows.
     """
-    rows_per_step = config.training.global_batch_rows
 
     @functools.cache
-    def rows() -> tuple[Callable[[int], Microbatch], Callable[[int], int]]:
-        grid, data = config.parallel, config.data
-        align = math.lcm(data.sample_align_tokens, grid.tensor * grid.context)
-        dataset = build_row_dataset(config, align, data.seq_len_tokens if data.packing else None)
-        if grid.virtual_pipeline == 1:
-            return dataset.__getitem__, dataset.cost
-        row_at = functools.lru_cache(maxsize=2 * grid.pipeline)(dataset.__getitem__)
-        return row_at, functools.lru_cache(maxsize=rows_per_step)(dataset.cost)
+    def rows() -> Iterator:
+        loader = load_rank_rows(config, get_args().consumed_train_samples)
+        watch(loader)
+        return iter(itertools.tee(loader, config.parallel.virtual_pipeline))
 
     def dataset_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
-        first_row = get_args().consumed_train_samples
-        rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-        return rows_of_rank(*rows(), first_row, rows_per_step, rank, size), None, None
+        return next(rows()), None, None
 
     dataset_provider.is_distributed = True
     return dataset_provider
 
 
+def load_rank_rows(config: RunConfig, first_row: int) -> RowLoader:
+    """The microbatches of this rank from row `first_row` of the run on, read ahead of the step."""
+    data = config.data
+    dataset = RowDataset(
+        config,
+        config.run_folder / DATA,
+        **row_lengths(config),
+        wanted=wanted_images(config.model),
+        rejects=config.run_folder / REJECTS_FILE if speaks_for_its_rows() else None,
+    )
+    rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+    rows = rows_of_rank(dataset.cost, first_row, config.training.global_batch_rows, rank, size)
+    return load_rows(
+        dataset, rows, num_workers=data.num_workers, prefetch_rows=data.prefetch_rows, pin=torch.cuda.is_available()
+    )
+
+
+def speaks_for_its_rows() -> bool:
+    """Whether this is the first of the ranks that share each row."""
+    return mpu.get_model_parallel_group().rank() == 0 and mpu.get_context_parallel_rank() == 0
+
+
+def wanted_images(model: ModelConfig) -> Callable[[torch.Tensor], list[int]]:
+    """A function, grids of a row's images -> numbers of those that this rank encodes, for worker processes too."""
+    if not mpu.is_pipeline_first_stage():
+        return no_images
+    group = mpu.get_tensor_and_context_parallel_group()
+    return functools.partial(own_images, model, group.size(), group.rank())
+
+
 def rows_of_rank(
-    row_at: Callable[[int], Microbatch],
-    cost_of: Callable[[int], float],
-    first_row: int,
-    rows_per_step: int,
-    rank: int,
-    size: int,
-) -> Iterator[Microbatch]:
+    cost_of: Callable[[int], float], first_row: int, rows_per_step: int, rank: int, size: int
+) -> Iterator[int]:
     """The rows that one rank takes of each step, dealt by estimated cost; a step holds the same rows on any grid.
 
     Args:
-        row_at: makes the row of an index.
-        cost_of: the estimated cost of that row, the same on every rank.
+        cost_of: the estimated cost of a row, the same on every rank.
         first_row: rows consumed by all ranks before, where a step begins; the only state that a resume needs.
         rows_per_step: of all ranks.
         rank, size: place among the data-parallel ranks, which divide the rows of a step.
     """
     for first in itertools.count(first_row, rows_per_step):
-        step = range(first, first + rows_per_step)
-        for place in deal_rows([cost_of(row) for row in step], size)[rank]:
-            yield row_at(step[place])
+        for place in deal_rows([cost_of(row) for row in range(first, first + rows_per_step)], size)[rank]:
+            yield first + place

@@ -1,13 +1,16 @@
 """The run folder: which one a run gets, what lies in it before training starts, and what a resume must not change.
 
     run.yaml  metrics.jsonl  loss.png  logs/  tensorboard/
-    checkpoints/   run.yaml, processor/, iter_<step>/: whole without the rest of the folder
+    data/          the tables that the order of rows is worked out from (data/prepare.py); made at each launch
+    checkpoints/   run.yaml, plan.json, processor/, iter_<step>/: whole without the rest of the folder
     start/         what a Hugging Face directory became that the run started from (start.py)
 
 torch is not imported here.
 """
 
 import itertools
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,21 +18,14 @@ from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, TRACK
 from megatron_medx.config.files import collect_provenance, read_run_yaml, write_run_yaml
 from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_processor
 from megatron_medx.config.run import RunConfig
+from megatron_medx.data.plan.prepare import PLAN_FILE, Prepared, check_enough, compare_plans, prepare_data
 from megatron_medx.errors import CheckpointError, ConfigError
 from megatron_medx.training.start import check_same_network, prepare_start
 
 LOGS, ERROR_FILE = "logs", "error.txt"
 
-ORDER_FIELDS = (
-    "path",
-    "packing",
-    "seq_len_tokens",
-    "sample_align_tokens",
-    "min_pixels",
-    "max_pixels",
-    "allow_burned_in",
-)
-"""Fields of the data section that decide which samples form row j of the run."""
+DATA, REJECTS_FILE = "data", "rejects.jsonl"
+"""Folder of the tables that the order of rows is worked out from; samples that were found damaged while training."""
 
 
 def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
@@ -45,16 +41,21 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
     Raises:
         ConfigError: a new run would enter an old one's folder, or a resume changes the order of data.
         CheckpointError: there is nothing to resume or to start from, or it is another network's.
-        DataError: the processor directory is not whole.
+        DataError: the processor directory is not whole, or the data are not what was built.
     """
     folder = resumed_folder(config) if resume else new_folder(config)
     checkpoints = folder / CHECKPOINTS
     if resume:
         check_resume(config, checkpoints)
+    plan = prepare_data(config, folder / DATA)
+    check_enough(config, plan)
+    if resume:
+        check_order(plan, checkpoints)
         config.checkpoint.start_from = read_run_yaml(checkpoints / RUN_FILE).checkpoint.start_from  # as it was
     elif config.checkpoint.start_from:
         prepare_start(config, folder)
     checkpoints.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / DATA / PLAN_FILE, checkpoints / PLAN_FILE)
     config.run.folder = str(folder)
     provenance = collect_provenance(command)
     for place in (folder, checkpoints):
@@ -95,7 +96,7 @@ def numbered_folders(config: RunConfig) -> Iterator[Path]:
 
 
 def check_resume(config: RunConfig, checkpoints: Path) -> None:
-    """Refuse to resume without a checkpoint, into another network, or into another order of data."""
+    """Refuse to resume without a checkpoint or into another network."""
     if not (checkpoints / TRACKER_FILE).exists():
         raise CheckpointError(
             f"{checkpoints} has no complete checkpoint",
@@ -103,17 +104,20 @@ def check_resume(config: RunConfig, checkpoints: Path) -> None:
             "start without --resume, in a new run.folder if this one is taken",
         )
     check_same_network(config.model, checkpoints)
-    former = read_run_yaml(checkpoints / RUN_FILE)
-    changed = [
-        f"data.{name} {getattr(former.data, name)} before and {getattr(config.data, name)} now"
-        for name in ORDER_FIELDS
-        if getattr(former.data, name) != getattr(config.data, name)
-    ]
-    if former.run.seed != config.run.seed:
-        changed.append(f"run.seed {former.run.seed} before and {config.run.seed} now")
-    if changed:
+
+
+def check_order(plan: Prepared, checkpoints: Path) -> None:
+    """Refuse to resume into another order of data: other samples, mixture, seed or lengths."""
+    if not (checkpoints / PLAN_FILE).is_file():
+        raise CheckpointError(
+            f"no file {checkpoints / PLAN_FILE}",
+            "what the order of data hung on when the checkpoint was written",
+            f"start a new run with checkpoint.start_from={checkpoints}",
+        )
+    former = json.loads((checkpoints / PLAN_FILE).read_text(encoding="utf-8"))
+    if changed := compare_plans(former["pieces"], plan.pieces):
         raise ConfigError(
-            f"the resumed run would see other data: {', '.join(changed)}",
+            f"the resumed run would see other data: {'; '.join(changed)}",
             "the order of data that the run began with, so that no sample is repeated or lost",
             f"restore the values, or start a new run with checkpoint.start_from={checkpoints}",
         )

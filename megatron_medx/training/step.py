@@ -5,6 +5,7 @@ global batch that `training.loss_average` names (training/loss.py): numerators a
 and context-parallel ranks, never averaged apart.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
@@ -19,7 +20,7 @@ from megatron_medx.data.microbatch import Microbatch
 from megatron_medx.parallel.context import cut_row
 from megatron_medx.training.loss import MicrobatchLoss, StepLosses, averaging_weights
 
-LOSS, TOKENS, IMAGES, FLOPS = "loss", "tokens", "images", "model_flops"
+LOSS, TOKENS, IMAGES, FLOPS, SAMPLES_CRC = "loss", "tokens", "images", "model_flops", "samples_crc"
 """Keys of what a step reports; Megatron sums each over microbatches and ranks."""
 
 
@@ -73,7 +74,7 @@ def sum_of_losses(
 
 
 def microbatch_counts(microbatch: Microbatch, config: RunConfig, freeze: tuple[str, ...]) -> dict[str, Tensor]:
-    """Tokens, images and model FLOPs of a microbatch, in the form in which Megatron's report yields their sum.
+    """What a microbatch holds, in the form in which Megatron's report yields the sum over a step.
 
     Megatron reports sum(first) / sum(second) over the microbatches of the global batch. With 1 / global_batch_rows as
     the second entry of each of them the denominator is 1, so the report is the sum. Padding counts as neither.
@@ -82,6 +83,7 @@ def microbatch_counts(microbatch: Microbatch, config: RunConfig, freeze: tuple[s
     values = {
         TOKENS: sum(microbatch.sample_tokens),
         IMAGES: len(patches),
+        SAMPLES_CRC: sum(zlib.crc32(sample_id.encode()) for sample_id in microbatch.sample_ids),
         FLOPS: step_flops(config.model, microbatch.sample_tokens, patches, freeze)["total"],
     }
     share = 1.0 / config.training.global_batch_rows
@@ -91,7 +93,7 @@ def microbatch_counts(microbatch: Microbatch, config: RunConfig, freeze: tuple[s
 
 ON_CPU = ("cu_seqlens", "grids_I3", "vision_index_M", "pixels_PC")
 """What the model wants on the CPU: the fields from which it works out indices, since on the GPU each look at them would
-wait for all work before it, and the patches, of which it moves those that this rank encodes."""
+wait for all work before it, and the patches, which only the first stage moves."""
 
 
 def to_device(microbatch: Microbatch) -> Microbatch:

@@ -80,7 +80,7 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
     try:
         pretrain(
             pretrain_cfg_container_from_args(arguments),
-            make_dataset_provider(config),
+            make_dataset_provider(config, watch=monitor.watch),
             ModelType.encoder_or_decoder,
             make_forward_step(config, losses),
             model_provider=make_model_provider(config, use_transformer_engine),

@@ -30,7 +30,12 @@ REPOSITORY = Path(__file__).parents[2]
 LIMIT_S = 480
 """Seconds a command may take."""
 
-WARM_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+WARM_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 """Without threads before the fork."""
 
 

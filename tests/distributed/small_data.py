@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from megatron_medx.data.build.build import build_data
+from megatron_medx.data.build.options import BuildOptions
 from megatron_medx.data.demo.corpus import read_hpo, read_icd, tokenizer_text
 from megatron_medx.data.demo.tokenizer import write_processor
 
@@ -25,21 +27,23 @@ NUM_TEXTS, NUM_LONG_TEXTS = 12, 8
 
 
 def write_small_data(folder: Path) -> Path:
-    """Write samples.jsonl, images/ and processor/ (the demo's tokenizer, recipe `demo` fits it)."""
+    """Write and build a source in `folder/source` with the demo's tokenizer, which recipe `demo` fits."""
     records = [*_pictured_samples(), *_text_samples()]
-    (folder / "images").mkdir(parents=True)
+    source = folder / "source"
+    (source / "images").mkdir(parents=True)
     noise = np.random.default_rng(7)
     for name, (width, height) in SIZES_PX.items():
         pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
-    write_processor(folder / "processor", tokenizer_text(read_icd(), read_hpo()[1], records))
-    write_samples(folder, records)
+        Image.fromarray(pixels).save(source / "images" / f"{name}.png")
+    write_processor(source / "processor", tokenizer_text(read_icd(), read_hpo()[1], records))
+    return build(source, folder, records)
+
+
+def build(source: Path, folder: Path, records: list[dict]) -> Path:
+    """Write the samples of a source and build the data folder."""
+    (source / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    build_data(source, folder, BuildOptions(report_picture=False))
     return folder
-
-
-def write_samples(folder: Path, records: list[dict]) -> None:
-    """Write `samples.jsonl`."""
-    (folder / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def conversation(sample_id: str, question: str, answer: str, images: tuple[str, ...] = ()) -> dict:

@@ -11,7 +11,7 @@ from agreement import assert_clear_error
 from grids import ONE, SCENARIOS, SMALL
 from medx_runs import stopped_at, tracker
 from processes import end_session, wait_until
-from small_data import conversation, write_samples
+from small_data import build, conversation
 
 WRONG_CONFIGURATIONS = {
     "recipe": (["dmeo"], ["unknown recipe dmeo", "did you mean demo?"]),
@@ -34,7 +34,7 @@ WRONG_CONFIGURATIONS = {
         ["demo", *SMALL, "parallel.tensor=3", "model.vision.num_heads=5", "--nproc", "3"],
         ["model.num_kv_heads 4", "model.vision.hidden_size 36"],
     ),
-    "no data": (["demo", *SMALL, "data.path=/nowhere"], ["/nowhere/samples.jsonl", "medx data demo"]),
+    "no data": (["demo", *SMALL, "data.path=/nowhere"], ["/nowhere/manifest.json", "medx data demo"]),
     "no run.yaml": (["/nowhere/run.yaml"], ["/nowhere/run.yaml"]),
     "start_from nothing": (["demo", *SMALL, "checkpoint.start_from=/nowhere"], ["checkpoint.start_from", "/nowhere"]),
     "megatron argument of ours": (["demo", *SMALL, "megatron.lr=1"], ["megatron.lr", "optimizer.lr"]),
@@ -67,16 +67,33 @@ def port_in_use(runs):
 def data_like(runs, name, records):
     """A data folder beside the good one, with its processor and images but other samples."""
     folder = runs.folder / name
-    shutil.copytree(runs.data, folder)
-    write_samples(folder, records)
-    return folder
+    shutil.copytree(runs.data / "source", folder / "source")
+    return build(folder / "source", folder, records)
 
 
-def truncated_image(runs):
+def damaged_shard(runs):
+    """One byte in the middle of an image changes after the build."""
     data = data_like(runs, "data_cut", [conversation("cut-1", "What?", "Noise.", ("square",))])
-    image = data / "images" / "square.png"
-    image.write_bytes(image.read_bytes()[:5000])
-    return runs.train("image_cut", *SMALL, f"data.path={data}", grid="tp2")
+    [shard] = (data / "shards").iterdir()
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    return runs.train("shard_damaged", *SMALL, f"data.path={data}", grid="tp2")
+
+
+def shortened_shard(runs):
+    data = data_like(runs, "data_short", [conversation("cut-1", "What?", "Noise.", ("square",))])
+    [shard] = (data / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:5000])
+    return runs.train("shard_short", *SMALL, f"data.path={data}")
+
+
+def another_tokenizer(runs):
+    folder = runs.folder / "data_other_tokenizer"
+    shutil.copytree(runs.data, folder)
+    template = folder / "processor" / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    return runs.train("tokenizer", *SMALL, f"data.path={folder}")
 
 
 def placeholder_in_text(runs):
@@ -163,8 +180,9 @@ def full_disk(runs):
 
 
 FLOWS = (
-    full_disk, killed_while_saving, port_in_use, truncated_image, placeholder_in_text, sample_too_long, occupied_folder,
-    nothing_to_resume, another_architecture, start_from_another_architecture, start_from_no_checkpoint,
+    full_disk, killed_while_saving, port_in_use, damaged_shard, shortened_shard, another_tokenizer, placeholder_in_text,
+    sample_too_long, occupied_folder, nothing_to_resume,
+    another_architecture, start_from_another_architecture, start_from_no_checkpoint,
     unknown_megatron_argument,
 )  # fmt: skip
 
@@ -181,22 +199,26 @@ def test_a_port_in_use_is_named(results):
     assert run.duration_s < 5
 
 
-def test_an_unreadable_image_is_named_with_its_sample(results):
-    run = results[truncated_image].result()
-    assert_clear_error(run, "cut-1", "images/square.png", "max_bad_fraction")
+def test_a_sample_that_changed_after_the_build_is_named_with_its_shard(results):
+    run = results[damaged_shard].result()
+    assert_clear_error(run, "data_cut/shards/", "sample number 0", "max_bad_fraction")
     assert run.said.count("found:") == 1, "one rank speaks for all"
 
 
-def test_a_placeholder_in_a_text_is_refused_before_the_first_step(results):
-    run = results[placeholder_in_text].result()
-    assert_clear_error(run, "sample odd-7", "<|image_pad|>")
-    assert not run.metrics()
-
-
-def test_a_sample_longer_than_a_row_is_refused_before_the_first_step(results):
-    run = results[sample_too_long].result()
-    assert_clear_error(run, "sample endless", "data.seq_len_tokens = 256")
-    assert not run.metrics()
+@pytest.mark.parametrize(
+    ("flow", "said"),
+    [
+        (shortened_shard, ("has 5000 bytes", "as the manifest says")),
+        (another_tokenizer, ("data_other_tokenizer/processor have fingerprint", "data.processor")),
+        (placeholder_in_text, ("1 samples rejected by the build", "data_word/rejects.jsonl", "max_bad_fraction = 0")),
+        (sample_too_long, ("1 that fit no row, of 2", "data/rejects.jsonl", "raise data.seq_len_tokens")),
+    ],
+    ids=["shortened shard", "another tokenizer", "placeholder in a text", "too long"],
+)
+def test_data_that_cannot_be_trained_on_are_refused_before_ranks_start(results, flow, said):
+    run = results[flow].result()
+    assert_clear_error(run, *said)
+    assert not (run.folder / "run.yaml").exists() and not list(run.folder.glob("logs/*"))
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(results):

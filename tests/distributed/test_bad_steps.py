@@ -11,10 +11,10 @@ import torch
 from agreement import LOSS_TOLERANCE, assert_clear_error, assert_same_losses, first_moments, weights
 from grids import ONE, SMALL
 from medx_runs import tracker
-from small_data import conversation, write_samples
+from small_data import build, conversation
 
 THREE_STEPS = (
-    *SMALL, "data.packing=false", "model.vision.deepstack_layers=0,2", "run.seed=3", "training.steps=3",
+    *SMALL, "data.packing=false", "model.vision.deepstack_layers=0,2", "run.seed=26", "training.steps=3",
     "checkpoint.every_steps=1",
 )  # fmt: skip
 
@@ -28,9 +28,9 @@ SKIPPED = (ONE, "tp2 pp2", "dp2")
 def divided_by_zero(runs):
     """A data folder whose images become infinite when they are normalized."""
     folder = runs.folder / "data_divided_by_zero"
-    shutil.copytree(runs.data, folder)
+    shutil.copytree(runs.data / "source", folder / "source")
     texts = [conversation(f"text-{n}", f"Name finding {n}.", "Fracture. " * (1 + n % 4)) for n in range(11)]
-    write_samples(folder, [conversation("poison", "What is shown?", "Noise.", ("square",)), *texts])
+    build(folder / "source", folder, [conversation("poison", "What is shown?", "Noise.", ("square",)), *texts])
     settings = folder / "processor" / "preprocessor_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"image_std": [0.0, 0.0, 0.0]}))
     return folder

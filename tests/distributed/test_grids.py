@@ -160,6 +160,6 @@ def assert_same_run(grid, reference, run, steps):
     """Losses, counts, rates and gradient norms of all steps."""
     assert len(reference.column("loss")) == steps
     assert_same_losses({ONE: reference.column("loss"), grid: run.column("loss")}, LOSS_TOLERANCE)
-    for key in ("step", "tokens", "images", "lr"):
+    for key in ("step", "tokens", "images", "samples_crc", "lr"):
         assert run.column(key) == reference.column(key), key
     assert run.column("grad_norm") == pytest.approx(reference.column("grad_norm"), rel=NORM_TOLERANCE)

@@ -4,12 +4,14 @@ Ours sees one packed row, transformers each sample alone. Tolerances are the iss
 1e-5 relative); the worst differences measured on 2026-11-22 were 1.9e-6, 2.1e-7 and 6.2e-6.
 """
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from networks import in_megatron_names, megatron_model, parameters_by_key, stock_model, tiny
 
 from megatron_medx.data.chat import EncodedSample
-from megatron_medx.data.rows import collate
+from megatron_medx.data.collate import collate
 
 MODELS = {
     "grouped heads, two DeepStack levels": tiny(),
@@ -39,7 +41,14 @@ def model(request):
     return request.param
 
 
-def samples_of(model, images_of_samples) -> list[EncodedSample]:
+@dataclass
+class Pictured(EncodedSample):
+    """A sample with the patches of its images, which no file was needed for."""
+
+    pixels_PC: torch.Tensor | None = None
+
+
+def samples_of(model, images_of_samples) -> list[Pictured]:
     """Random text around random images; about two thirds of the text is learned."""
     generator = torch.Generator().manual_seed(11)
     samples = []
@@ -54,12 +63,12 @@ def samples_of(model, images_of_samples) -> list[EncodedSample]:
         tokens = torch.tensor(tokens)
         learned = (torch.rand(len(tokens), generator=generator) < 0.7) & (tokens < 150)
         samples.append(
-            EncodedSample(
+            Pictured(
                 sample_id=f"s{index}",
                 tokens_S=tokens,
                 loss_weights_S=learned.float(),
-                pixels_PC=torch.cat(pixels) if pixels else torch.zeros(0, model.vision.patch_dim),
                 grids_I3=torch.tensor([(1, *image) for image in images], dtype=torch.int64).reshape(-1, 3),
+                pixels_PC=torch.cat(pixels) if pixels else torch.zeros(0, model.vision.patch_dim),
             )
         )
     return samples
@@ -72,7 +81,8 @@ def _text(model, length, generator) -> list[int]:
 def row_of(model, samples, align_tokens=1, **layout):
     """The samples as one microbatch."""
     ids = {"image_token_id": model.image_token_id, "merge_size": model.vision.merge_size}
-    return collate(samples, align_tokens=align_tokens, **ids, **layout)
+    pixels_PC = torch.cat([sample.pixels_PC for sample in samples])
+    return collate(samples, pixels_PC, align_tokens=align_tokens, **ids, **layout)
 
 
 def our_losses(ours, row):

@@ -102,7 +102,7 @@ def test_train_repeats_a_run_yaml(launched, tmp_path):
         (["train", "nowhere/run.yaml"], "No such file"),
         (["train", "demo", "--nproc", "3"], "parallel.world_size 3"),
         (["train", "demo", "--nproc", "0"], "parallel.world_size is 0"),
-        (["train", "demo", "data.path=/nowhere"], "no /nowhere/samples.jsonl"),
+        (["train", "demo", "data.path=/nowhere"], "no /nowhere/manifest.json"),
         (["generate", "/nowhere", "--question", "?"], "no /nowhere/config.json"),
     ],
 )

@@ -35,7 +35,7 @@ def assistant(demo, tmp_path_factory):
 
 def test_it_answers_for_a_dicom_and_a_png_and_without_image(assistant, demo, tmp_path):
     Image.new("RGB", (90, 70), "white").save(tmp_path / "white.png")
-    files = [demo / "images" / "cr-chest.dcm", tmp_path / "white.png"]
+    files = [demo / "source" / "images" / "cr-chest.dcm", tmp_path / "white.png"]
     for images in (files, files[:1], []):
         first = assistant.ask(images, "Which imaging modality is this?", max_new_tokens=4)
         assert first == assistant.ask(images, "Which imaging modality is this?", max_new_tokens=4)

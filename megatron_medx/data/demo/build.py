@@ -1,13 +1,16 @@
-"""Makes the demo's data folder from installed packages, without a network.
+"""Makes the demo's source and data folder from installed packages, without a network.
 
-Goes out: `samples.jsonl`, `images/`, `processor/`, `questions.jsonl` (one modality question a picture, with its answer)
-and `ATTRIBUTION.md`. Training reads the folder like any other.
+Goes out: `source/` with `samples.jsonl`, `images/`, `processor/`, `questions.jsonl` (one modality question a picture,
+with its answer) and `ATTRIBUTION.md`, and around it the data folder that `medx data build` makes of it. Training reads
+the folder like any other.
 """
 
 import json
 from importlib.metadata import version
 from pathlib import Path
 
+from megatron_medx.data.build.build import build_data
+from megatron_medx.data.build.options import BuildOptions
 from megatron_medx.data.demo.corpus import (
     MODALITY_QUESTION,
     picture_samples,
@@ -20,7 +23,7 @@ from megatron_medx.data.demo.pictures import MODALITY_NAMES, PICTURES, write_pic
 from megatron_medx.data.demo.tokenizer import write_processor
 from megatron_medx.data.samples import SAMPLES_FILE
 
-QUESTIONS_FILE = "questions.jsonl"
+SOURCE_FOLDER, QUESTIONS_FILE = "source", "questions.jsonl"
 
 SOURCES = (
     ("pydicom", "MIT", "CT, MR, US and NM test images (origin of single files not stated there)"),
@@ -51,10 +54,10 @@ SOURCES = (
 
 
 def build_demo(out: Path) -> dict[str, int]:
-    """Write the demo data folder; building twice writes the same files.
+    """Write the demo data folder, with its source in `out/source`; building twice writes the same files.
 
     Args:
-        out: the folder; made if missing.
+        out: the folder; made if missing. What an earlier call wrote is written again.
 
     Returns:
         Samples by modality; `text` are those without image.
@@ -62,7 +65,12 @@ def build_demo(out: Path) -> dict[str, int]:
     Raises:
         DataError: a package is missing.
     """
-    out = Path(out)
+    counts = _write_source(Path(out) / SOURCE_FOLDER)
+    build_data(Path(out) / SOURCE_FOLDER, Path(out), BuildOptions(overwrite=True))
+    return counts
+
+
+def _write_source(out: Path) -> dict[str, int]:
     for picture in PICTURES:
         write_picture(picture, out)
     icd, (hpo_version, hpo) = read_icd(), read_hpo()

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from megatron_medx.data.demo.pictures import MODALITY_NAMES, Picture
-from megatron_medx.data.plan import seeded_order
+from megatron_medx.data.plan.row_plan import seeded_order
 from megatron_medx.errors import DataError
 
 MODALITY_QUESTION = "Which imaging modality is this?"

@@ -1,70 +1,116 @@
-"""DICOM files as 8-bit pictures: physical values by the modality LUT, then a window or VOI LUT, then 8 bits.
+"""DICOM files as 8-bit pictures: physical values by the modality LUT, a window or VOI LUT, 8 bits, then the turn.
 
 The pixel work is pydicom's; this file decides the order and what happens where the header is silent.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
+from io import BytesIO
 
 import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing, pixel_array
 
+from megatron_medx.data.images.frames import PIXEL_FIELDS
+from megatron_medx.data.images.image_file import ImageFile
+from megatron_medx.data.images.orientation import DIRECTIONS, turn_of, turned, turned_size
 from megatron_medx.data.images.view import ImageView, check_frame, check_pixels
 from megatron_medx.data.images.windows import PhysicalImage, check_hu, named_windows, percentile_window, to_8bit
 from megatron_medx.errors import DataError
 
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+"""Files of hospitals break rules that do not matter here, such as that of identifiers: warnings would help nobody."""
+
 PREAMBLE_BYTES = 128
 """A DICOM file starts with 128 free bytes and the letters DICM (PS3.10, section 7.1)."""
-
-SIZE_FIELDS = ["Rows", "Columns", "NumberOfFrames", "Modality", "PhotometricInterpretation", "BurnedInAnnotation"]
-UNIT_FIELDS = ["ImageType", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"]
 
 GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 """Where enhanced files keep what other files keep in the header; what is said of a frame counts above the shared."""
 
-FRAME_MACROS = ["PixelValueTransformationSequence", "FrameVOILUTSequence"]
-"""Of these groups: rescale and window."""
+FRAME_MACROS = (
+    "PixelValueTransformationSequence",
+    "FrameVOILUTSequence",
+    "PlaneOrientationSequence",
+    "PlanePositionSequence",
+)
+"""Of these groups: rescale, window, orientation and position."""
+
+PLANE_FIELDS = ["Modality", "ImageOrientationPatient", "PatientOrientation"]
+IMAGE_FIELDS = ["Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "BurnedInAnnotation"]
+SIZE_FIELDS = [*IMAGE_FIELDS, *PLANE_FIELDS, *GROUPS]
+UNIT_FIELDS = ["ImageType", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"]
+
+PROJECTIONS = ("CR", "DX")
+"""Modalities whose PatientOrientation is followed; mammograms, say, are hung by conventions of their own."""
 
 
-def is_dicom(path: Path) -> bool:
-    """True where the content, whatever the suffix, is a DICOM file.
-
-    Raises:
-        OSError: the file cannot be opened.
-    """
-    with open(path, "rb") as file:
-        return file.read(PREAMBLE_BYTES + 4)[PREAMBLE_BYTES:] == b"DICM"
+def is_dicom(content: bytes) -> bool:
+    """True where the content, whatever the file's suffix, is a DICOM file."""
+    return content[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM"
 
 
-def dicom_size(path: Path, view: ImageView, allow_burned_in: bool) -> tuple[int, int]:
-    """Width and height in px from the header; pixels are not read.
+def dicom_size(file: ImageFile, view: ImageView, allow_burned_in: bool) -> tuple[int, int]:
+    """Width and height in px as shown, from the header; pixels are not read.
 
     Raises:
         DataError: the file holds no image, not what the view asks for, or burned-in text that is not allowed.
     """
-    fields = SIZE_FIELDS + (UNIT_FIELDS + GROUPS if view.windows else [])
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=fields)
-    _check(path, header, view, allow_burned_in)
-    check_hu(*_unit(header), view.windows, str(path))
-    return int(header.Columns), int(header.Rows)
+    fields = SIZE_FIELDS + (UNIT_FIELDS if view.windows else [])
+    header = pydicom.dcmread(BytesIO(file.content), stop_before_pixels=True, specific_tags=fields)
+    _check(file.name, header, view, allow_burned_in)
+    check_hu(*_unit(header), view.windows, file.name)
+    return turned_size(int(header.Columns), int(header.Rows), _turn(header))
 
 
-def read_dicom(path: Path, view: ImageView, allow_burned_in: bool) -> Image.Image:
-    """One frame as an 8-bit RGB picture.
+def read_dicom(file: ImageFile, view: ImageView, allow_burned_in: bool) -> Image.Image:
+    """One frame as an 8-bit RGB picture, upright.
 
     Color spaces (YBR, palette) become RGB. Named windows show high HU bright, whatever PhotometricInterpretation says
     of the file's own window. Pixel aspect ratio and overlays are left alone.
+
+    Axial, coronal and sagittal planes are turned to the radiological convention (`orientation.PLANES`) where the header
+    says how they lie: by ImageOrientationPatient, in CR and DX without it by PatientOrientation, such as L\\F.
 
     Raises:
         DataError: the file holds no image, not what the view asks for, or burned-in text that is not allowed.
         Exception: whatever pydicom or a decoder says of broken pixel data; `files.read_image` names the file.
     """
-    header = pydicom.dcmread(path)
-    _check(path, header, view, allow_burned_in)
-    if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise _no_pixels(path, header)
-    check_hu(*_unit(header), view.windows, str(path))
+    header = pydicom.dcmread(BytesIO(file.content))
+    _check(file.name, header, view, allow_burned_in)
+    if not any(field in header for field in PIXEL_FIELDS):
+        raise _no_pixels(file.name, header)
+    check_hu(*_unit(header), view.windows, file.name)
+    return turned(_picture(header, view, file.name), _turn(header))
+
+
+def directions(header: pydicom.Dataset) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Where a picture's columns and rows run in the patient: two vectors (3,) for `orientation`, or None if unsaid."""
+    cosines = header.get("ImageOrientationPatient")
+    if cosines is not None and len(cosines) == 6:
+        return [float(x) for x in cosines[:3]], [float(x) for x in cosines[3:]]
+    letters = header.get("PatientOrientation")
+    if header.get("Modality") in PROJECTIONS and isinstance(letters, pydicom.multival.MultiValue) and len(letters) == 2:
+        vectors = [DIRECTIONS.get(letter[:1]) for letter in letters]  # of "LF" the first says where it mostly runs
+        return None if None in vectors else (vectors[0], vectors[1])
+    return None
+
+
+def lay_frame(header: pydicom.Dataset, frame: int) -> None:
+    """Lay a frame's rescale, window, orientation and position on `header`, where files of one frame have them."""
+    shared, per_frame = (header.get(field) or [] for field in GROUPS)
+    for group in [*shared[:1], *per_frame[frame : frame + 1]]:
+        for macro in FRAME_MACROS:
+            for item in group.get(macro, [])[:1]:
+                header.update(item)
+
+
+def _turn(header: pydicom.Dataset) -> Image.Transpose | None:
+    known = directions(header)
+    return turn_of(*known) if known else None
+
+
+def _picture(header: pydicom.Dataset, view: ImageView, name: str) -> Image.Image:
+    """The frame as stored, 8-bit RGB; `header` holds its pixels and, from its functional groups, its window."""
     stored = pixel_array(header, index=view.frame)  # YBR arrives here as RGB
     if header.PhotometricInterpretation == "PALETTE COLOR":
         return _palette(stored, header)
@@ -74,30 +120,26 @@ def read_dicom(path: Path, view: ImageView, allow_burned_in: bool) -> Image.Imag
         return Image.fromarray((stored >> shift).astype(np.uint8))
     physical = PhysicalImage(apply_modality_lut(stored, header).astype(np.float64), *_unit(header))
     if view.windows:
-        return Image.fromarray(named_windows(physical, view.windows, str(path)))
+        return Image.fromarray(named_windows(physical, view.windows, name))
     return Image.fromarray(to_8bit(_display(stored, physical, header))).convert("RGB")
 
 
-def _check(path: Path, header: pydicom.Dataset, view: ImageView, allow_burned_in: bool) -> None:
+def _check(name: str, header: pydicom.Dataset, view: ImageView, allow_burned_in: bool) -> None:
     """Refuse what is no image, names a person, is too large or lacks the frame.
 
-    Then lay the rescale and window of that frame's functional groups on `header`, where they stand in other files.
+    Then lay on `header` what its functional groups say of the frame.
     """
     if "Rows" not in header or "Columns" not in header:
-        raise _no_pixels(path, header)
+        raise _no_pixels(name, header)
     if header.get("BurnedInAnnotation") == "YES" and not allow_burned_in:
         raise DataError(
-            f"{path}: BurnedInAnnotation is YES, so its pixels may show a name",
+            f"{name}: BurnedInAnnotation is YES, so its pixels may show a name",
             "pictures that identify nobody",
             "take the text out of the picture, or set data.allow_burned_in=true if what is burned in identifies nobody",
         )
-    check_pixels(path, int(header.Columns), int(header.Rows))
-    check_frame(path, view.frame, int(header.get("NumberOfFrames") or 1))
-    shared, per_frame = (header.get(name) or [] for name in GROUPS)
-    for group in [*shared[:1], *per_frame[view.frame : view.frame + 1]]:
-        for macro in FRAME_MACROS:
-            for item in group.get(macro, [])[:1]:
-                header.update(item)
+    check_pixels(name, int(header.Columns), int(header.Rows))
+    check_frame(name, view.frame, int(header.get("NumberOfFrames") or 1))
+    lay_frame(header, view.frame)
 
 
 def _unit(header: pydicom.Dataset) -> tuple[str, str]:
@@ -151,10 +193,10 @@ def _palette(stored: np.ndarray, header: pydicom.Dataset) -> Image.Image:
     return Image.fromarray((colors >> (bits - 8)).astype(np.uint8))
 
 
-def _no_pixels(path: Path, header: pydicom.Dataset) -> DataError:
+def _no_pixels(name: str, header: pydicom.Dataset) -> DataError:
     kind = f"of modality {header.Modality} " if "Modality" in header else ""
     return DataError(
-        f"{path}: a DICOM file {kind}without pixel data; it is no image, or cut short",
+        f"{name}: a DICOM file {kind}without pixel data; it is no image, or cut short",
         "a whole DICOM image",
         "copy the file again, or take the sample out",
     )

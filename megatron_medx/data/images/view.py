@@ -1,7 +1,6 @@
 """What a sample asks of an image file: a frame and windows; and what a file must offer for it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from megatron_medx.data.images.windows import WINDOWS_HU
@@ -59,26 +58,26 @@ AS_STORED = ImageView()
 """The first frame, by what the file says of itself."""
 
 
-def check_frame(path: Path, frame: int, num_frames: int) -> None:
-    """Raise DataError where `path` has no such frame."""
+def check_frame(name: str, frame: int, num_frames: int) -> None:
+    """Raise DataError where the file `name` has no such frame."""
     if frame >= num_frames:
         raise DataError(
-            f"{path} has {num_frames} frame{'s' * (num_frames > 1)}, asked is frame {frame}",
+            f"{name} has {num_frames} frame{'s' * (num_frames > 1)}, asked is frame {frame}",
             f"a frame from 0 to {num_frames - 1}" if num_frames > 1 else "frame 0",
             "mend the frame of the sample's image part",
         )
 
 
-def check_pixels(path: Path, width: int, height: int) -> None:
+def check_pixels(name: str, width: int, height: int) -> None:
     """Raise DataError where a header promises more than MAX_PIXELS, before memory is taken for them."""
     if width * height > MAX_PIXELS:
-        raise too_many_pixels(path, f"{width} x {height} px")
+        raise too_many_pixels(name, f"{width} x {height} px")
 
 
-def too_many_pixels(path: Path, promised: str) -> DataError:
+def too_many_pixels(name: str, promised: str) -> DataError:
     """The error for a header that promises too much."""
     return DataError(
-        f"{path}: its header promises {promised}",
+        f"{name}: its header promises {promised}",
         f"at most {MAX_PIXELS:,} pixels in one picture",
         "cut it into tiles or reduce it, or take its sample out: a small file with such a header is broken or hostile",
     )

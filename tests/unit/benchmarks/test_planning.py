@@ -19,6 +19,7 @@ def test_small_sizes_reach_the_targets(capsys):
     for row in summary["sizes"]:
         assert 0 < row["seconds"] < 5 and 10e6 < row["peak_bytes"] < 1e9
         assert 0 <= row["waste"] < 0.02 and 1 <= row["rows_over_fewest"] < 1.02
+        assert row["thinned"] > 0
 
 
 def test_a_missed_target_is_exit_code_1(capsys, monkeypatch):
@@ -27,7 +28,10 @@ def test_a_missed_target_is_exit_code_1(capsys, monkeypatch):
     assert code == 1 and summary["reached"] is False
 
 
-def test_lengths_are_skewed_and_repeatable():
-    lengths = plan.skewed_lengths(20_000)
-    assert (lengths == plan.skewed_lengths(20_000)).all() and lengths.max() > 20 * np.median(lengths)
-    assert lengths.min() >= 8 and lengths.max() <= plan.SEQ_LEN_TOKENS
+def test_samples_are_skewed_and_repeatable():
+    samples = plan.skewed_samples(0, 20_000)
+    assert samples.equals(plan.skewed_samples(0, 20_000)) and not samples.equals(plan.skewed_samples(20_000, 20_000))
+    num_images = samples.column("image_widths").value_lengths().to_numpy()
+    text_tokens = samples.column("text_tokens").to_numpy() - 3 * num_images
+    assert 0.38 < np.mean(num_images > 0) < 0.42 and num_images.max() > 100
+    assert text_tokens.min() >= 8 and text_tokens.max() > 10 * np.median(text_tokens)

@@ -58,6 +58,7 @@ def changed(*overrides: str, recipe: str = "demo") -> RunConfig:
         (["training.loss_average=row"], "one of token, sample, sqrt"),
         (["training.on_bad_loss=ignore"], "one of stop, skip"),
         (["data.sample_align_tokens=24"], r"data.sample_align_tokens 24(.|\n)*set data.seq_len_tokens=504 or 528"),
+        (["data.decoder=dali", "data.num_workers=2"], "data.decoder dali, data.num_workers 2"),
         (["data.sample_align_tokens=1024"], r"set data.seq_len_tokens=1024, or"),
         (["megatron.overlap_p2p_comm=false"], "not set by hand"),
         (["megatron.pipeline_model_parallel_layout=E|L"], "write parallel.first_stage_layers=VALUE instead"),
@@ -153,7 +154,7 @@ def test_what_should_run_passes(overrides):
 
 def make_data(folder):
     (folder / "data" / "processor").mkdir(parents=True)
-    (folder / "data" / "samples.jsonl").write_text("{}\n")
+    (folder / "data" / "manifest.json").write_text("{}\n")
     return f"data.path={folder / 'data'}", f"run.folder={folder / 'runs' / 'x'}"
 
 
@@ -165,7 +166,7 @@ def test_files_that_are_there_pass(tmp_path):
     ("override", "match"),
     [
         ("data.path=", "data.path is empty"),
-        ("data.path=/nowhere", "no /nowhere/samples.jsonl"),
+        ("data.path=/nowhere", "no /nowhere/manifest.json"),
         ("data.processor=/nowhere", "no folder /nowhere"),
         ("checkpoint.start_from=/nowhere", "checkpoint.start_from: no folder /nowhere"),
         ("run.folder={file}/x", "is a file"),

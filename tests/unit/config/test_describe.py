@@ -55,7 +55,8 @@ def test_frozen_tied_and_passed_through():
 
 
 def test_an_image_that_fits_no_row_is_pointed_out():
-    assert "a row holds 512, longer samples are refused" in described("demo", "data.max_pixels=16777216")
+    text = described("demo", "data.max_pixels=16777216")
+    assert "a row holds 512, longer samples lose slices, then resolution" in text
 
 
 def test_learning_rates_by_part():

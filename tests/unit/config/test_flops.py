@@ -2,9 +2,10 @@
 
 import pytest
 
-from megatron_medx.config.flops import forward_flops, image_flops, step_flops
+from megatron_medx.config.flops import flops_polynomial, forward_flops, image_flops, step_flops
 from megatron_medx.config.parameters import active_layer_matrices, decoder_layer_matrices, parameter_counts
 from megatron_medx.recipes import get_recipe
+from megatron_medx.recipes.sizes import qwen3_vl_8b
 
 MODEL = get_recipe("demo").model
 SEGMENTS, IMAGES = [100, 28], [64, 100, 16]
@@ -68,3 +69,13 @@ def test_frozen_parts():
 def test_packing_is_cheaper_than_one_long_segment():
     assert step_flops(MODEL, [64, 64], [])["total"] < step_flops(MODEL, [128], [])["total"]
     assert step_flops(MODEL, [], [])["total"] == 0
+
+
+@pytest.mark.parametrize("freeze", [(), ("vision",), ("vision", "language"), ("merger",), ("vision", "merger")])
+@pytest.mark.parametrize("model", [MODEL, get_recipe("demo_moe").model, qwen3_vl_8b()], ids=["dense", "moe", "8b"])
+def test_the_polynomial_is_the_same_arithmetic(model, freeze):
+    powers = flops_polynomial(model, freeze)
+    for tokens, patches in (([0], [4]), ([1], []), ([977, 3], [16, 4096, 1024]), ([131_072], [65_536])):
+        total = powers.tokens * sum(tokens) + powers.tokens_squared * sum(n * n for n in tokens)
+        total += powers.patches * sum(patches) + powers.patches_squared * sum(n * n for n in patches)
+        assert total == step_flops(model, tokens, patches, freeze)["total"]

@@ -8,21 +8,35 @@ import pytest
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.config.processor import vision_token_ids
 from megatron_medx.config.run import DataSection, RunConfig, RunSection
+from megatron_medx.data.build.build import build_data
+from megatron_medx.data.build.options import BuildOptions
 from megatron_medx.data.demo.tokenizer import DEMO_MAX_PIXELS, DEMO_MIN_PIXELS
 
 
 @pytest.fixture
-def write_folder(demo, tmp_path):
-    """A function that makes a data folder of given records with the demo's images."""
+def write_source(demo, tmp_path):
+    """A function that makes a source of given records with the demo's images."""
 
-    def write(records: list[dict | str]) -> Path:
-        folder = tmp_path / "data"
+    def write(records: list[dict | str], name: str = "source") -> Path:
+        folder = tmp_path / name
         (folder / "images").mkdir(parents=True)
-        for image in (demo / "images").iterdir():
+        for image in (demo / "source" / "images").iterdir():
             (folder / "images" / image.name).symlink_to(image)
         lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
         (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
         return folder
+
+    return write
+
+
+@pytest.fixture
+def write_folder(demo, tmp_path, write_source):
+    """A function that makes a data folder of given records with the demo's images."""
+
+    def write(records: list[dict | str], name: str = "data") -> Path:
+        options = BuildOptions(processor=demo / "processor", report_picture=False)
+        build_data(write_source(records, f"{name}-source"), tmp_path / name, options)
+        return tmp_path / name
 
     return write
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen3VLProcessor
@@ -15,7 +16,9 @@ from megatron_medx.data.demo import corpus, pictures, tokenizer
 from megatron_medx.data.demo.build import build_demo
 from megatron_medx.data.images.dicom import is_dicom
 from megatron_medx.data.images.files import read_image
-from megatron_medx.data.preview import _cards, draw_preview
+from megatron_medx.data.images.image_file import ImageFile
+from megatron_medx.data.index import Manifest
+from megatron_medx.data.inspection.preview import _cards, draw_preview
 from megatron_medx.data.rows import build_row_dataset
 from megatron_medx.data.samples import read_samples
 from megatron_medx.errors import DataError
@@ -31,26 +34,38 @@ def test_building_twice_writes_the_same_files(demo, tmp_path):
 
 
 def test_samples_cover_every_modality(demo):
-    samples = read_samples(demo)
+    samples = read_samples(demo / "source")
     counts = {name: sum(sample.modality == name for sample in samples) for name in [*pictures.MODALITY_NAMES, "text"]}
     assert counts["text"] == 150
     assert all(counts[name] >= 15 for name in pictures.MODALITY_NAMES)
     assert sum(len(sample.images) == 2 for sample in samples) == 10
-    questions = [json.loads(line) for line in (demo / "questions.jsonl").read_text().splitlines()]
+    questions = [json.loads(line) for line in (demo / "source" / "questions.jsonl").read_text().splitlines()]
     assert len(questions) == len(pictures.PICTURES) == 48
+
+
+def test_source_is_built_whole(demo):
+    samples = read_samples(demo / "source")
+    manifest = Manifest.read(demo)
+    assert (manifest.num_samples, manifest.num_rejected) == (len(samples), 0)
+    assert manifest.provenance["source"] == "source"
+    assert contents(demo / "processor") == contents(demo / "source" / "processor")
+    rows = pq.read_table(demo / "index.parquet").to_pylist()
+    assert [row["id"] for row in rows] == [sample.sample_id for sample in samples]
+    assert [len(row["image_widths"]) for row in rows] == [len(sample.images) for sample in samples]
 
 
 def test_pictures_show_something_and_dicom_stays_dicom(demo):
     for picture in pictures.PICTURES:
-        image = read_image(demo / picture.path)
+        file = ImageFile.of(demo / "source" / picture.path)
+        image = read_image(file)
         assert max(image.size) <= 1024
         assert np.asarray(image).std() > 8, picture.name
-        assert is_dicom(demo / picture.path) == picture.path.endswith(".dcm")
+        assert is_dicom(file.content) == picture.path.endswith(".dcm")
 
 
 def test_hpo_is_cited_with_its_version(demo):
     version, terms = corpus.read_hpo()
-    assert f"release {version}" in (demo / "ATTRIBUTION.md").read_text()
+    assert f"release {version}" in (demo / "source" / "ATTRIBUTION.md").read_text()
     by_id = {term.term_id: term for term in terms}
     assert by_id["HP:0000003"].name == "Multicystic kidney dysplasia"
     assert by_id["HP:0000003"].definition.endswith("the affected kidney is nonfunctional.")

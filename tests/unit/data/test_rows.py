@@ -1,16 +1,20 @@
-"""Rows as microbatches, and what happens to samples that cannot be read."""
+"""Rows as microbatches, and what happens to samples that changed since they were built."""
 
+import json
 import logging
 import pickle
 
-import pydicom
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from megatron_medx.config.flops import step_flops
 from megatron_medx.data.chat import EncodedSample
-from megatron_medx.data.plan import aligned_tokens
-from megatron_medx.data.rows import build_row_dataset, collate
+from megatron_medx.data.collate import collate
+from megatron_medx.data.plan.prepare import prepare_data
+from megatron_medx.data.plan.row_plan import aligned_tokens
+from megatron_medx.data.rows import RowDataset, build_row_dataset
 from megatron_medx.errors import ConfigError, DataError
 
 CHEST, HEART, BONE = "images/cr-chest.dcm", "images/us-heart.dcm", "images/nm-bone.dcm"
@@ -39,15 +43,16 @@ def records(chat):
 
 
 @pytest.fixture
-def broken_folder(write_folder, chat):
-    """A function: records -> a folder with one more sample, `bad`, whose image is cut short."""
+def damaged_folder(write_folder, chat):
+    """A function: records -> a folder with one more sample, `bad`, of whose image one byte is no longer what it was."""
 
     def make(records):
         folder = write_folder([*records, chat("bad", "What?", "Bone", (BONE,))])
-        path = folder / BONE
-        whole = path.read_bytes()
-        path.unlink()  # a link to the demo's file
-        path.write_bytes(whole[:-50000])  # the header is whole: only decoding finds it
+        [shard] = (folder / "shards").iterdir()
+        content = bytearray(shard.read_bytes())
+        row = pq.read_table(folder / "index.parquet").filter(pc.field("id") == "bad").to_pylist()[0]
+        content[row["members"][1]["offset"] + 5000] ^= 1
+        shard.write_bytes(content)
         return folder
 
     return make
@@ -58,14 +63,18 @@ def encoded(sample_id, tokens, weights):
         sample_id,
         torch.tensor(tokens),
         torch.tensor(weights, dtype=torch.float32),
-        torch.zeros(0, 6),
         torch.zeros(0, 3, dtype=torch.int64),
     )
 
 
+def collated(samples, **layout):
+    """A row of the samples; nobody asked for their images."""
+    return collate(samples, torch.zeros(0, 6), **layout)
+
+
 def test_worked_example_of_the_docstring():
     samples = [encoded("a", [5, 6, 7], [0, 1, 1]), encoded("b", [8, 9], [0, 1])]
-    row = collate(samples, image_token_id=99, merge_size=2, align_tokens=4)
+    row = collated(samples, image_token_id=99, merge_size=2, align_tokens=4)
     assert row.tokens_1S.tolist() == [[5, 6, 7, 8, 9, 0, 0, 0]]
     assert row.labels_1S.tolist() == [[6, 7, 0, 9, 0, 0, 0, 0]]
     assert row.loss_weights_1S.tolist() == [[1, 1, 0, 1, 0, 0, 0, 0]]
@@ -76,7 +85,7 @@ def test_worked_example_of_the_docstring():
 
 def test_worked_example_with_aligned_samples():
     samples = [encoded("a", [5, 6, 7], [0, 1, 1]), encoded("b", [8, 9], [0, 1])]
-    row = collate(samples, image_token_id=99, merge_size=2, sample_align_tokens=4)
+    row = collated(samples, image_token_id=99, merge_size=2, sample_align_tokens=4)
     assert row.tokens_1S.tolist() == [[5, 6, 7, 0, 8, 9, 0, 0]]
     assert row.labels_1S.tolist() == [[6, 7, 0, 0, 9, 0, 0, 0]]
     assert row.loss_weights_1S.tolist() == [[1, 1, 0, 0, 1, 0, 0, 0]]
@@ -87,31 +96,31 @@ def test_worked_example_with_aligned_samples():
 
 def test_a_sample_that_fits_its_alignment_gets_no_padding_and_the_tail_is_a_segment():
     samples = [encoded("a", [5, 6, 7, 8], [0, 1, 1, 1]), encoded("b", [9], [0])]
-    row = collate(samples, image_token_id=99, merge_size=2, pad_token_id=3, sample_align_tokens=4, align_tokens=16)
+    row = collated(samples, image_token_id=99, merge_size=2, pad_token_id=3, sample_align_tokens=4, align_tokens=16)
     assert row.tokens_1S.tolist() == [[5, 6, 7, 8, 9, *[3] * 11]]
     assert row.cu_seqlens.tolist() == [0, 4, 8, 16] and row.sample_tokens == [4, 1]
     assert row.positions_3S[0].tolist() == [*range(4), *range(4), *range(8)]
     with pytest.raises(DataError, match=r"a row of 8 tokens \(samples a, b\)"):
-        collate(samples, image_token_id=99, merge_size=2, sample_align_tokens=4, pad_to_tokens=7)
+        collated(samples, image_token_id=99, merge_size=2, sample_align_tokens=4, pad_to_tokens=7)
 
 
 def test_positions_count_on_behind_an_image():
     """The longest side of the image counts, as it does for text: 2 x 3 tokens at 1, so padding goes on at 4."""
     image = encoded("a", [5, *[99] * 6], [0] * 7)
     image.grids_I3 = torch.tensor([[1, 4, 6]])
-    row = collate([image], image_token_id=99, merge_size=2, sample_align_tokens=4)
+    row = collated([image], image_token_id=99, merge_size=2, sample_align_tokens=4)
     assert row.positions_3S.tolist() == [[0, *[1] * 6, 4], [0, 1, 1, 1, 2, 2, 2, 4], [0, 1, 2, 3, 1, 2, 3, 4]]
     assert row.vision_index_M.tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_padding_to_a_fixed_length():
     samples = [encoded("a", [5, 6, 7], [0, 1, 1])]
-    row = collate(samples, image_token_id=99, merge_size=2, pad_token_id=4, pad_to_tokens=5)
+    row = collated(samples, image_token_id=99, merge_size=2, pad_token_id=4, pad_to_tokens=5)
     assert row.tokens_1S.tolist() == [[5, 6, 7, 4, 4]] and row.cu_seqlens.tolist() == [0, 3, 5]
-    exact = collate(samples, image_token_id=99, merge_size=2, pad_to_tokens=3)
+    exact = collated(samples, image_token_id=99, merge_size=2, pad_to_tokens=3)
     assert exact.cu_seqlens.tolist() == [0, 3]
     with pytest.raises(DataError, match=r"a row of 3 tokens \(samples a\)"):
-        collate(samples, image_token_id=99, merge_size=2, pad_to_tokens=2)
+        collated(samples, image_token_id=99, merge_size=2, pad_to_tokens=2)
 
 
 @pytest.mark.parametrize("sample_align_tokens", [1, 8])
@@ -145,7 +154,7 @@ def test_every_row_is_whole(write_folder, run_config, packing, sample_align_toke
 
 
 def test_rows_without_image_have_empty_tensors_of_the_right_kind(write_folder, run_config, records):
-    row = build_row_dataset(run_config(write_folder(records[2:3])), align_tokens=1)[0]
+    row = build_row_dataset(run_config(write_folder(records[2:3])))[0]
     assert row.pixels_PC.shape == (0, 1536) and row.pixels_PC.dtype == torch.float32
     assert row.grids_I3.shape == (0, 3) and row.grids_I3.dtype == torch.int64
     assert row.vision_index_M.shape == (0,) and row.vision_index_M.dtype == torch.int64
@@ -157,7 +166,7 @@ def test_packing_changes_no_sample(write_folder, run_config, sample_align_tokens
     folder = write_folder(records)
     config = run_config(folder, packing=True, sample_align_tokens=sample_align_tokens)
     packed = build_row_dataset(config, align_tokens=16)[0]
-    alone = build_row_dataset(run_config(folder), align_tokens=1)
+    alone = build_row_dataset(run_config(folder))
     rows = {alone[j].sample_ids[0]: alone[j] for j in range(4)}
     patch = 0
     for index, sample_id in enumerate(packed.sample_ids):
@@ -183,14 +192,14 @@ def test_rows_depend_on_the_alignment_of_samples_and_not_on_the_grid(write_folde
     assert rows(64, 1) != rows(1, 1)
 
 
-def test_a_sample_that_alignment_makes_too_long_is_refused_by_name(write_folder, run_config, records):
+def test_a_sample_that_alignment_makes_too_long_is_refused_with_the_numbers(write_folder, run_config, records):
     folder = write_folder(records[3:])
-    length = build_row_dataset(run_config(folder), align_tokens=1)[0].sample_tokens[0]
+    length = build_row_dataset(run_config(folder))[0].sample_tokens[0]
     exact = run_config(folder, seq_len_tokens=length, sample_align_tokens=length)
-    assert build_row_dataset(exact, align_tokens=1)[0].cu_seqlens.tolist() == [0, length]
+    assert build_row_dataset(exact)[0].cu_seqlens.tolist() == [0, length]
     rounded = run_config(folder, seq_len_tokens=length, sample_align_tokens=length - 1)
-    with pytest.raises(DataError, match=rf"sample doc has {length} tokens \(rounded up to {2 * length - 2}\)"):
-        build_row_dataset(rounded, align_tokens=1)
+    with pytest.raises(DataError, match="0 samples rejected by the build and 1 that fit no row, of 1: 100"):
+        build_row_dataset(rounded)
 
 
 @pytest.mark.parametrize("sample_align_tokens", [1, 8])
@@ -216,67 +225,72 @@ def test_the_cost_of_a_row_is_that_of_the_row_that_is_made(
     )
 
 
-def test_the_cost_is_that_of_the_headers_whatever_cannot_be_decoded(broken_folder, run_config, records):
-    dataset = build_row_dataset(run_config(broken_folder(records), max_bad_fraction=0.2), align_tokens=1)
+def test_the_cost_is_that_of_the_index_whatever_was_damaged(damaged_folder, run_config, records):
+    dataset = build_row_dataset(run_config(damaged_folder(records), max_bad_fraction=0.2))
     before = [dataset.cost(j) for j in range(10)]
-    assert [dataset[j] for j in range(10)] and dataset.bad_sample_ids == {"bad"}
+    assert [dataset[j] for j in range(10)] and len(dataset.bad_samples) == 1
     assert [dataset.cost(j) for j in range(10)] == before
 
 
-def test_an_unreadable_sample_stops_the_run(broken_folder, run_config, records):
-    dataset = build_row_dataset(run_config(broken_folder(records)), align_tokens=1)
-    with pytest.raises(DataError, match=r"sample bad: .*nm-bone\.dcm: a DICOM file .*or cut short"):
+def test_a_damaged_sample_stops_the_run(damaged_folder, run_config, records):
+    dataset = build_row_dataset(run_config(damaged_folder(records)))
+    with pytest.raises(DataError, match=r"\.tar, bytes \d+ to \d+ \(sample number 4\) changed since it was built"):
         [dataset[j] for j in range(5)]
 
 
+def test_a_shard_that_is_gone_stops_the_run_whatever_is_allowed(write_folder, run_config, records):
+    """Other ranks may still see it: leaving samples out here would give the ranks of a row different rows."""
+    dataset = build_row_dataset(run_config(write_folder(records), max_bad_fraction=0.9))
+    [shard] = (dataset.readers[0].folder / "shards").iterdir()
+    shard.unlink()
+    with pytest.raises(DataError, match=r"cannot be read \(No such file"):
+        dataset[0]
+
+
 @pytest.mark.parametrize("packing", [False, True])
-def test_an_allowed_bad_sample_is_replaced_by_a_function_of_the_row(
-    broken_folder, run_config, caplog, packing, records
-):
-    config = run_config(broken_folder(records), max_bad_fraction=0.2, packing=packing, seq_len_tokens=100)
-    dataset = build_row_dataset(config, align_tokens=1)
+def test_a_damaged_sample_is_left_out_and_moves_no_other(damaged_folder, run_config, caplog, packing, records):
+    config = run_config(damaged_folder(records), max_bad_fraction=0.2, packing=packing, seq_len_tokens=100)
+    dataset = build_row_dataset(config)
+    ids = ["one", "two", "text", "doc", "bad"]
     with caplog.at_level(logging.WARNING):
         rows = {j: dataset[j] for j in range(20)}
-    assert "sample bad skipped (1 bad so far)" in caplog.text
-    assert caplog.text.count("skipped") == 1 and dataset.bad_sample_ids == {"bad"}
-    assert not any("bad" in row.sample_ids for row in rows.values())
-    again = build_row_dataset(config, align_tokens=1)
+    assert caplog.text.count("sample 4 of") == 1 and dataset.bad_samples == {(0, 4)}
+    for j, row in rows.items():
+        planned = [ids[number] for _, number in dataset.plan.row(j) if ids[number] != "bad"]
+        assert row.sample_ids == planned or (not planned and len(row.sample_ids) == 1 and row.sample_ids != ["bad"])
+    again = build_row_dataset(config)
     for j in (19, 3, 0, 12):
         for name in FIELDS:
             assert torch.equal(getattr(again[j], name), getattr(rows[j], name))
 
 
-def test_too_many_bad_samples_stop_the_run(write_folder, run_config, records, chat):
-    records = [*records, chat("gone", "What?", "?", ("images/gone.png",)), chat("lost", "?", "?", ("images/lost.png",))]
-    folder = write_folder(records)
-    with pytest.raises(DataError, match="sample gone: no image file"):
-        build_row_dataset(run_config(folder), align_tokens=1)
-    with pytest.raises(DataError, match="2 of 6 samples cannot be read"):
-        build_row_dataset(run_config(folder, max_bad_fraction=0.2), align_tokens=1)
-    assert build_row_dataset(run_config(folder, max_bad_fraction=0.4), align_tokens=1).plan.rows_per_epoch == 4
+def test_damaged_samples_are_written_down(damaged_folder, run_config, records, tmp_path):
+    config = run_config(damaged_folder(records), max_bad_fraction=0.2)
+    prepare_data(config, tmp_path / "prepared")
+    dataset = RowDataset(config, tmp_path / "prepared", rejects=tmp_path / "rejects.jsonl")
+    [dataset[j] for j in range(10)]
+    [line] = (tmp_path / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == 4 and json.loads(line)["reason"] == "changed since it was built"
 
 
-def test_nothing_readable_stops_the_run(write_folder, run_config, chat):
-    gone = write_folder([chat("gone", "What?", "?", ("images/gone.png",))])
-    with pytest.raises(DataError, match="none of 1 samples can be read"):
-        build_row_dataset(run_config(gone, max_bad_fraction=1.0), align_tokens=1)
+def test_too_many_damaged_samples_stop_the_run(damaged_folder, run_config, records):
+    dataset = build_row_dataset(run_config(damaged_folder(records), max_bad_fraction=0.3))
+    dataset.bad_samples = {(0, 0)}  # as if met before
+    with pytest.raises(DataError, match=r"2 samples cannot be used; the last: .*\n.*at most 1.5"):
+        [dataset[j] for j in range(5)]
 
 
-def test_nothing_decodable_stops_the_run(broken_folder, run_config):
-    dataset = build_row_dataset(run_config(broken_folder([]), max_bad_fraction=1.0), align_tokens=1)
-    with pytest.raises(DataError, match="no readable sample"):
-        dataset[0]
-
-
-def test_burned_in_text_needs_the_runs_word(write_folder, run_config, chat):
-    folder = write_folder([chat("a", "What?", "X-ray", ("images/named.dcm",))])
-    header = pydicom.dcmread(folder / "images" / "ct-vertebra.dcm")
-    header.BurnedInAnnotation = "YES"
-    header.save_as(folder / "images" / "named.dcm")
-    for packing in (False, True):
-        with pytest.raises(DataError, match="BurnedInAnnotation is YES"):
-            build_row_dataset(run_config(folder, packing=packing), 1)[0]
-        assert build_row_dataset(run_config(folder, packing=packing, allow_burned_in=True), 1)[0].sample_ids == ["a"]
+def test_a_rank_decodes_the_images_that_it_wants(write_folder, run_config, records, tmp_path):
+    config = run_config(write_folder(records), packing=True)
+    prepare_data(config, tmp_path / "prepared")
+    everything = RowDataset(config, tmp_path / "prepared")[0]
+    assert len(everything.grids_I3) == 3
+    last = RowDataset(config, tmp_path / "prepared", wanted=lambda grids_I3: [len(grids_I3) - 1])[0]
+    nothing = RowDataset(config, tmp_path / "prepared", wanted=lambda grids_I3: [])[0]
+    count = int(everything.grids_I3[2].prod())
+    assert torch.equal(last.pixels_PC, everything.pixels_PC[-count:]) and nothing.pixels_PC.shape == (0, 1536)
+    for name in set(FIELDS) - {"pixels_PC"}:
+        assert torch.equal(getattr(nothing, name), getattr(everything, name))
 
 
 def test_processor_and_model_must_agree(write_folder, run_config, records):
@@ -287,21 +301,22 @@ def test_processor_and_model_must_agree(write_folder, run_config, records):
     with pytest.raises(
         ConfigError, match=r"image_token_id = 7, processor 4082.*patch_size = 14.*vocab_size = 4000, tokenizer 4096"
     ):
-        build_row_dataset(config, align_tokens=1)
+        build_row_dataset(config)
 
 
 def test_a_reader_process_gives_the_same_rows(write_folder, run_config, records):
-    dataset = build_row_dataset(run_config(write_folder(records)), align_tokens=1)
-    copy = pickle.loads(pickle.dumps(dataset))  # what a DataLoader sends to a spawned worker
-    assert torch.equal(copy[2].tokens_1S, dataset[2].tokens_1S)
+    dataset = build_row_dataset(run_config(write_folder(records)))
+    sent = pickle.dumps(dataset)  # to a worker process
+    assert len(sent) < 20_000, "without its tables"
+    assert torch.equal(pickle.loads(sent)[2].tokens_1S, dataset[2].tokens_1S)
 
 
 def test_data_path_is_needed(run_config):
     with pytest.raises(ConfigError, match=r"data\.path is not set"):
-        build_row_dataset(run_config(""), align_tokens=1)
+        build_row_dataset(run_config(""))
 
 
-def test_processor_is_found_beside_the_samples(demo, run_config):
+def test_processor_is_found_in_the_data_folder(demo, run_config):
     config = run_config(demo)
     config.data.processor = ""
-    assert build_row_dataset(config, align_tokens=1).plan.rows_per_epoch > 300
+    assert build_row_dataset(config).plan.rows_per_epoch > 300

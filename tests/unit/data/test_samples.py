@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 
 from megatron_medx.data.images.view import ImageView
 from megatron_medx.data.images.windows import WINDOWS_HU
-from megatron_medx.data.samples import SCHEMA_FILE, ImagePart, TextPart, read_samples
+from megatron_medx.data.samples import SCHEMA_FILE, ImagePart, TextPart, parse_sample, read_samples, to_record
 from megatron_medx.errors import DataError
 
 USER = {"role": "user", "content": [{"type": "image", "image": "images/a.png"}, {"type": "text", "text": "What?"}]}
@@ -28,6 +28,10 @@ def picture(**fields):
     return {"id": "x", "content": [{"type": "image", "image": "images/a.png"} | fields]}
 
 
+def stack(kind, path, **fields):
+    return {"id": "x", "content": [{"type": kind, kind: path} | fields]}
+
+
 GOOD = [
     line(),
     line(modality="CR", source="web", license="CC0-1.0", language="de", patient="p-17"),
@@ -44,6 +48,11 @@ GOOD = [
     picture(window=["lung", "lung", "bone"]),
     picture(window=["bone"]),
     *(picture(window=name) for name in WINDOWS_HU),
+    picture(position="12.5 mm", size=[512, 384]),
+    picture(position="", size=None),
+    stack("volume", "ct/series-2"),
+    stack("volume", "ct.nii.gz", window=["lung", "bone", "brain"]),
+    stack("slide", "a.svs"),
 ]
 
 REFUSED = [
@@ -98,6 +107,16 @@ REFUSED = [
     (picture(frame="1"), r"content\[0\]: frame"),
     (picture(frame=True), r"content\[0\]: frame"),
     (picture(frame=0.5), r"content\[0\]: frame 0.5"),
+    (picture(position=3), r"content\[0\].position 3"),
+    (picture(size=[512]), r"content\[0\].size \[512\]"),
+    (picture(size=[512, 0]), r"content\[0\].size"),
+    (picture(size=[512, True]), r"content\[0\].size"),
+    (picture(size="a"), r"content\[0\].size"),
+    (stack("volume", "../ct"), r"content\[0\].volume"),
+    (stack("volume", "ct", frame=1), r"content\[0\] .*frame"),
+    (stack("volume", "ct", window="lungs"), r"content\[0\]: window"),
+    (stack("slide", "a.svs", window="lung"), r"content\[0\] .*window"),
+    (stack("slide", ""), r"content\[0\] "),
 ]
 
 REFUSED_BY_THE_READER_ALONE = [
@@ -147,6 +166,16 @@ def test_reads_every_field(tmp_path):
 def test_reader_and_schema_take_a_good_line(tmp_path, schema, record):
     schema.validate(record)
     assert read_samples(write(tmp_path, record))[0].sample_id == "x"
+
+
+@pytest.mark.parametrize("record", GOOD, ids=json.dumps)
+def test_a_sample_and_its_record_say_the_same(schema, record):
+    sample = parse_sample(record)
+    written = to_record(sample, record.get("metadata"))
+    schema.validate(written)
+    assert parse_sample(json.loads(json.dumps(written))) == sample
+    assert written.get("metadata") == record.get("metadata")
+    assert "size" not in str(written) or "size" in str(record)
 
 
 @pytest.mark.parametrize(("record", "message"), REFUSED)

@@ -8,7 +8,18 @@ import torch
 from megatron_medx.recipes import get_recipe
 from megatron_medx.training.monitor import StepMonitor, draw_loss_curve, read_metrics
 
-KEYS = {"step", "loss", "grad_norm", "lr", "tokens", "images", "step_time_s", "model_tflops_per_s"}
+KEYS = {
+    "step",
+    "loss",
+    "grad_norm",
+    "lr",
+    "tokens",
+    "images",
+    "samples_crc",
+    "step_time_s",
+    "data_wait_s",
+    "model_tflops_per_s",
+}
 
 
 def monitored(folder, steps, screen=None):
@@ -18,7 +29,7 @@ def monitored(folder, steps, screen=None):
     monitor = StepMonitor(config, folder, io.StringIO() if screen is None else screen)
     monitor.step_time_s, monitor.learning_rate = 0.5, 1e-3
     for step in steps:
-        reduced = {"loss": 10.0 - step, "tokens": 80.0, "images": 3.0, "model_flops": 4e12}
+        reduced = {"loss": 10.0 - step, "tokens": 80.0, "images": 3.0, "model_flops": 4e12, "samples_crc": 7e9}
         monitor.step(step, {key: torch.tensor(value, dtype=torch.float64) for key, value in reduced.items()}, 1.5)
     monitor.close()
     return monitor
@@ -38,7 +49,7 @@ def test_a_loss_that_is_no_number_is_null_and_a_skipped_step_is_marked(tmp_path)
     config = get_recipe("demo")
     monitor = StepMonitor(config, tmp_path, screen)
     monitor.step_time_s = 0.5
-    counts = dict.fromkeys(("tokens", "images", "model_flops"), torch.tensor(3.0, dtype=torch.float64))
+    counts = dict.fromkeys(("tokens", "images", "model_flops", "samples_crc"), torch.tensor(3.0, dtype=torch.float64))
     monitor.step(1, counts | {"loss": torch.tensor(float("nan"))}, 0.0)
     monitor.step(2, counts | {"loss": torch.tensor(float("inf"))}, None, skipped=True)
     monitor.step(3, counts | {"loss": torch.tensor(2.0)}, None, skipped=True)

@@ -67,7 +67,7 @@ def test_resuming_another_network_is_refused_with_both_values(tiny_run, finished
 )
 def test_resuming_with_another_order_of_data_is_refused(tiny_run, finished, section, field, value):
     setattr(getattr(tiny_run, section), field, value)
-    with pytest.raises(ConfigError, match=rf"would see other data: {section}\.{field}"):
+    with pytest.raises(ConfigError, match=rf"would see other data: {section}\.{field} was .* and is {value}"):
         prepare(tiny_run, resume=True)
 
 

@@ -1,6 +1,7 @@
 """The sums that a step reports, and the rows that a rank takes."""
 
 import itertools
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,15 +40,18 @@ def test_counts_add_up_over_a_global_batch_as_megatron_divides_them(step):
             tokens_1S=torch.zeros(1, 16, dtype=torch.int64),
             grids_I3=torch.tensor([[1, 4, 6]]),
             sample_tokens=[7, 5],
+            sample_ids=["a", "b"],
         ),
         SimpleNamespace(
             tokens_1S=torch.zeros(1, 5, dtype=torch.int64),
             grids_I3=torch.zeros(0, 3, dtype=torch.int64),
             sample_tokens=[5],
+            sample_ids=["c"],
         ),
     ]
     counts = [step.microbatch_counts(row, config, ()) for row in rows]
     reported = {key: sum(c[key][0] for c in counts) / sum(c[key][1] for c in counts) for key in counts[0]}
+    assert reported["samples_crc"] == sum(zlib.crc32(name) for name in (b"a", b"b", b"c"))
     assert reported["tokens"] == 17 and reported["images"] == 1
     assert reported["model_flops"] == step_flops(config.model, [7, 5, 5], [24])["total"]
 
@@ -62,7 +66,7 @@ def test_ranks_share_the_rows_of_a_step_and_a_resume_goes_on(step, seed):
     for size in (1, 2, 4):
         steps = {}
         for first in (0, 16):
-            iterators = [rows_of_rank(lambda row: row, costs.__getitem__, first, 8, rank, size) for rank in range(size)]
+            iterators = [rows_of_rank(costs.__getitem__, first, 8, rank, size) for rank in range(size)]
             for start in range(first, 40 if first == 0 else 32, 8):
                 shares = [list(itertools.islice(rows, 8 // size)) for rows in iterators]
                 assert sorted(itertools.chain(*shares)) == list(range(start, start + 8))

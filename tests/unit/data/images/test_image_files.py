@@ -6,8 +6,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
+from transformers.image_transforms import convert_to_rgb
 
 from megatron_medx.data.images.files import image_size, read_image
+from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.images.view import MAX_PIXELS, ImageView
 from megatron_medx.errors import DataError
 
@@ -34,9 +36,10 @@ RAMP = (np.arange(1000, dtype=np.uint16).reshape(20, 50) * 40) + 5000
 
 
 def pixels(path, view=None):
-    image = read_image(path, view) if view else read_image(path)
+    file = ImageFile.of(path)
+    image = read_image(file, view) if view else read_image(file)
     assert image.mode == "RGB"
-    assert image.size == (image_size(path, view) if view else image_size(path))
+    assert image.size == (image_size(file, view) if view else image_size(file))
     return np.asarray(image)
 
 
@@ -74,7 +77,7 @@ def test_deep_gray_with_transparency_is_refused(tmp_path):
     path = write_png(tmp_path / "a.png", np.stack([RAMP, RAMP], axis=-1), "gray_alpha")
     for read in (read_image, image_size):
         with pytest.raises(DataError, match=r"a\.png: 16-bit gray with transparency"):
-            read(path)
+            read(ImageFile.of(path))
 
 
 def test_cmyk_becomes_rgb(tmp_path):
@@ -82,10 +85,24 @@ def test_cmyk_becomes_rgb(tmp_path):
     assert np.abs(pixels(tmp_path / "a.jpg")[1, 1].astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_transparency_is_dropped_and_palettes_are_looked_up(tmp_path):
-    see_through = Image.new("RGBA", (4, 3), (10, 20, 30, 0))
-    see_through.save(tmp_path / "a.png")
-    assert pixels(tmp_path / "a.png")[0, 0].tolist() == [10, 20, 30]
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
+def test_what_is_transparent_is_what_the_stock_processor_makes_of_it(tmp_path, mode):
+    colors = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    image, options = Image.fromarray(colors), {}
+    if mode in ("P", "RGB"):
+        image, options = image.convert("RGB").quantize(9).convert(mode), {"transparency": 3}
+        options["transparency"] = 3 if mode == "P" else image.getpixel((2, 2))
+    else:
+        image = image.convert(mode)
+    suffix = "tif" if mode == "PA" else "png"
+    image.save(tmp_path / f"a.{suffix}", **options)
+    with Image.open(tmp_path / f"a.{suffix}") as stored:
+        assert stored.mode == mode
+        expected = convert_to_rgb(stored, return_numpy=True)
+    assert np.array_equal(pixels(tmp_path / f"a.{suffix}"), expected)
+
+
+def test_palettes_are_looked_up(tmp_path):
     Image.new("RGB", (4, 3), (200, 100, 50)).quantize(4).save(tmp_path / "b.png")
     assert Image.open(tmp_path / "b.png").mode == "P"
     assert pixels(tmp_path / "b.png")[2, 3].tolist() == [200, 100, 50]
@@ -116,7 +133,7 @@ def test_frames_of_a_tiff(tmp_path):
     assert second.shape == (2, 5, 3) and (second == 20).all()
     for read in (read_image, image_size):
         with pytest.raises(DataError, match=r"a\.tif has 2 frames, asked is frame 2"):
-            read(path, ImageView(frame=2))
+            read(ImageFile.of(path), ImageView(frame=2))
 
 
 def test_files_without_frames_and_units(tmp_path):
@@ -124,9 +141,9 @@ def test_files_without_frames_and_units(tmp_path):
     Image.new("L", (4, 3)).save(path)
     for read in (read_image, image_size):
         with pytest.raises(DataError, match=r"a\.jpg has 1 frame, asked is frame 1"):
-            read(path, ImageView(frame=1))
+            read(ImageFile.of(path), ImageView(frame=1))
         with pytest.raises(DataError, match=r"a\.jpg: window lung asked of an image that is not in HU"):
-            read(path, ImageView(("lung",)))
+            read(ImageFile.of(path), ImageView(("lung",)))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -138,29 +155,28 @@ def test_a_header_that_promises_too_much_is_refused_before_decoding(tmp_path, si
     path = write_png(tmp_path / "bomb.png", RAMP[:, :, None], "gray", size=(side, side))
     for read in (read_image, image_size):
         with pytest.raises(DataError, match=rf"bomb\.png: its header promises {promised}\n.*at most 89,478,485"):
-            read(path)
+            read(ImageFile.of(path))
 
 
-def test_a_missing_file_is_named(tmp_path):
-    for read in (read_image, image_size):
-        with pytest.raises(DataError, match=r"no image file .*gone\.png"):
-            read(tmp_path / "gone.png")
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no image file .*gone\.png"):
+        ImageFile.of(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"cannot be opened \(IsADirectoryError"):
+        ImageFile.of(tmp_path)
 
 
 def test_a_broken_file_is_named(tmp_path):
-    text, cut, empty, folder = (tmp_path / name for name in ("text.png", "cut.png", "empty.png", "folder.png"))
+    text, cut, empty = (tmp_path / name for name in ("text.png", "cut.png", "empty.png"))
     text.write_text("not an image")
     Image.effect_noise((64, 64), 50).save(cut)
     cut.write_bytes(cut.read_bytes()[:900])
     empty.touch()
-    folder.mkdir()
     for path, reason in (
         (text, r"text\.png cannot be read as an image: no decoder knows it; it begins with b'not an image'"),
         (empty, r"empty\.png is empty \(0 bytes\)"),
-        (folder, r"folder\.png cannot be read as an image \(IsADirectoryError"),
     ):
         for read in (read_image, image_size):
             with pytest.raises(DataError, match=reason):
-                read(path)
+                read(ImageFile.of(path))
     with pytest.raises(DataError, match=r"cut\.png cannot be read as an image \(OSError: .*truncated"):
-        read_image(cut)
+        read_image(ImageFile.of(cut))

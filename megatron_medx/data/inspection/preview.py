@@ -6,17 +6,15 @@ the chat template, so a wrong window or a wrong loss mask is seen before a run i
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import matplotlib
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
 
-from megatron_medx.data.chat import IMAGE_TOKEN
-from megatron_medx.data.patches import num_image_tokens
+from megatron_medx.data.inspection.unpack import IMAGE, Piece, unpack_row
 from megatron_medx.data.rows import RowDataset
 
 NUM_COLUMNS = 3
@@ -78,49 +76,21 @@ def draw_preview(dataset: RowDataset, path: Path, num_samples: int = 12) -> None
 
 def _cards(dataset: RowDataset, num_samples: int) -> list[_Card]:
     cards: list[_Card] = []
-    tokenizer, patcher = dataset.encoder.tokenizer, dataset.encoder.patcher
     for j in range(dataset.plan.rows_per_epoch):
         if len(cards) >= num_samples:
             break
-        batch = dataset[j]
-        patches_of_image = batch.pixels_PC.split(batch.grids_I3.prod(dim=1).tolist())
-        images = list(zip(patches_of_image, batch.grids_I3, strict=True))
-        # a padded tail has a start too, but no sample
-        segments = zip(batch.sample_ids, batch.cu_seqlens.tolist(), batch.sample_tokens, strict=False)
-        for sample_id, start, num_tokens in segments:
-            end = start + num_tokens
-            tokens = batch.tokens_1S[0, start:end]
-            # the weight of a token stands at the place that predicts it
-            weights = torch.cat([torch.zeros(1), batch.loss_weights_1S[0, start : end - 1]])
-            left = int(((batch.vision_index_M >= start) & (batch.vision_index_M < end)).sum())
-            pictures = []
-            while left > 0:
-                pixels_PC, grid_3 = images.pop(0)
-                left -= num_image_tokens(grid_3.tolist(), patcher.merge_size)
-                pictures.append(patcher.unpatchify(pixels_PC, grid_3))
-            cards.append(_Card(sample_id, pictures, num_tokens, _words(tokens, weights, tokenizer)))
+        for sample in unpack_row(dataset[j], dataset.encoder.tokenizer, dataset.encoder.patcher):
+            cards.append(_Card(sample.sample_id, sample.pictures, sample.num_tokens, _words(sample.pieces)))
     return cards[:num_samples]
 
 
-def _words(tokens: torch.Tensor, weights: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
-    """Runs of tokens of equal weight as text; a run of placeholders becomes `[n image tokens]`."""
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    runs: list[tuple[list[int], float]] = []
-    for token, weight in zip(tokens.tolist(), weights.tolist(), strict=True):
-        same = runs and runs[-1][1] == weight and (runs[-1][0][-1] == image_id) == (token == image_id)
-        if same:
-            runs[-1][0].append(token)
-        else:
-            runs.append(([token], weight))
-    return [
-        (
-            f"[{len(run)} image tokens]"
-            if run[0] == image_id
-            else (f"[x{weight:g}] " if weight not in (0, 1) else "") + tokenizer.decode(run),
-            weight > 0,
-        )
-        for run, weight in runs
-    ]
+def _words(pieces: list[Piece]) -> list[tuple[str, bool]]:
+    """Text of equal weight in one run, special tokens among it; an image is a run of its own."""
+    words = []
+    for (weight, is_image), run in groupby(pieces, key=lambda piece: (piece.weight, piece.kind == IMAGE)):
+        mark = f"[x{weight:g}] " if weight not in (0, 1) and not is_image else ""
+        words.append((mark + "".join(piece.text for piece in run), weight > 0))
+    return words
 
 
 def _draw_card(figure: Figure, card: _Card, left: float, bottom: float, width: float, height: float) -> None:
