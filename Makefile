@@ -51,7 +51,7 @@ $(STAMP): setup.py constraints.txt Makefile
 		echo "do:     install it (apt install python3.12-venv, pyenv install 3.12), then make again" >&2; \
 		exit 2; fi
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV): 6 GB on disk, some minutes, silent unless something is wrong"
+	@echo "installing into $(VENV): 7 GB on disk, some minutes, silent unless something is wrong"
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[demo,slides,dali,test]'
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --no-deps $(FILES_ONLY)
 	@touch $@

@@ -18,20 +18,28 @@ STEPS = 24
 STOPS = (
     (6, "dp2", "data.num_workers=2"),
     (12, "tp2 dp2", "data.num_workers=0"),
-    (18, "pp2 vpp2", "data.num_workers=1"),
+    (18, "pp2 vpp2", "data.num_workers=0"),
     (STEPS, "dp4", "data.prefetch_rows=5"),
 )
 """Last step, grid and loader of each part of a run that is stopped three times."""
 
 
-def texts(runs, name):
+SPOILED = [
+    conversation("gone", "What is shown?", "Nothing.", ("no-such-file",)),
+    conversation("word", "What is <|image_pad|>?", "A word."),
+    conversation("endless", "Why?", "So it goes on. " * 300),
+]
+"""The build rejects two of these; the third fits no row."""
+
+
+def texts(runs, name, more=()):
     """A data folder of forty short texts."""
     folder = runs.folder / name
     source = folder / "source"
     source.mkdir(parents=True)
     (source / "processor").symlink_to(runs.data / "processor")
     records = [conversation(f"text-{n}", f"Finding {n}?", "Edema. " * (1 + n % 7)) for n in range(40)]
-    return build(source, folder, records)
+    return build(source, folder, [*records, *more])
 
 
 def mixture(runs):
@@ -72,16 +80,16 @@ def stopped_and_resumed(runs):
 
 
 def damaged(runs):
-    """Two texts change after the build; a run with that many allowed goes to its end."""
-    folder = texts(runs, "data_damaged")
+    """Three samples cannot be used, and two more change after the build; a run with that many allowed goes on."""
+    folder = texts(runs, "data_damaged", SPOILED)
     index = pq.read_table(folder / "index.parquet").to_pylist()
     [shard] = (folder / "shards").iterdir()
     content = bytearray(shard.read_bytes())
     for number in (7, 23):
         content[index[number]["members"][0]["offset"]] ^= 1
-    sound = runs.train("order sound", *SMALL, *PACKED, f"data.path={folder}")
+    allowed = (*SMALL, *PACKED, f"data.path={folder}", "data.max_bad_fraction=0.08")
+    sound = runs.train("order sound", *allowed)
     shard.write_bytes(content)
-    allowed = (*SMALL, *PACKED, f"data.path={folder}", "data.max_bad_fraction=0.05")
     return sound, [runs.train(f"order damaged {grid}", *allowed, grid=grid) for grid in (ONE, "tp2 pp2")]
 
 
@@ -109,9 +117,18 @@ def test_the_share_of_a_source_rises_along_the_run(flows):
 def test_an_earlier_checkpoint_goes_on_with_the_same_steps(flows, runs):
     whole = flows[undisturbed].result().ok()
     source = stopped_at(12, whole, runs.folder / "order_stopped_at_12")
-    resumed = runs.resume(source, "order resumed at 12", *words(runs, "data.num_workers=1")).ok()
+    resumed = runs.resume(source, "order resumed at 12", *words(runs)).ok()
     for key in ("loss", "samples_crc"):
         assert resumed.column(key) == whole.column(key), key
+
+
+def test_samples_that_cannot_be_used_are_named_with_the_reason(flows):
+    sound, _ = flows[damaged].result()
+    folder = sound.ok().folder.parent / "data_damaged"
+    files = [folder / "rejects.jsonl", sound.folder / "data" / "rejects.jsonl"]
+    rejects = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    reasons = {reject["id"]: reject["reason"] for reject in rejects}
+    assert reasons == {"gone": "missing file", "word": "cannot be rendered", "endless": "too long for a row"}
 
 
 def test_damaged_samples_are_left_out_on_all_ranks_alike(flows):

@@ -3,7 +3,18 @@
 import pytest
 from grids import ONE
 
-KEYS = ["step", "loss", "grad_norm", "lr", "tokens", "images", "step_time_s", "model_tflops_per_s"]
+KEYS = [
+    "step",
+    "loss",
+    "grad_norm",
+    "lr",
+    "tokens",
+    "images",
+    "samples_crc",
+    "step_time_s",
+    "data_wait_s",
+    "model_tflops_per_s",
+]
 """Of a line of metrics.jsonl, as documented in training/monitor.py."""
 
 

@@ -87,6 +87,8 @@ class Report:
             "images": self.num_images,
             "volumes_and_slides": self._counts["num_stacks"],
             "slices_and_tiles_left_out": self._counts["num_left_out"],
+            "gaps_in_volumes": self._counts["num_gaps"],
+            "localizers_left_out": self._counts["num_localizers"],
             **{name: _named(counter) for name, counter in self._notes.items()},
             "histograms": {
                 name: {"edges": edges.tolist(), "counts": counts.tolist()}
@@ -113,7 +115,7 @@ def summary(folder: Path) -> list[str]:
     if report["volumes_and_slides"]:
         lines.append(
             f"  {report['volumes_and_slides']:,} volumes and slides; {report['slices_and_tiles_left_out']:,} of their "
-            "images left out, evenly"
+            f"images left out, evenly; {report['gaps_in_volumes']:,} gaps where slices seem to be missing"
         )
     if stripped["files"]:
         lines.append(

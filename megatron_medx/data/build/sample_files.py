@@ -37,14 +37,20 @@ class Notes:
     """Volumes and slides that became images."""
     num_left_out: int = 0
     """Images of them beyond `max_slices`."""
+    num_gaps: int = 0
+    """Places in volumes at which slices seem to be missing."""
+    num_localizers: int = 0
+    """Scout pictures of volumes, left out."""
 
     def add(self, other: "Notes") -> None:
         """Add another's counts."""
         for keyword, count in other.dropped.items():
             self.dropped[keyword] = self.dropped.get(keyword, 0) + count
-        self.num_stripped += other.num_stripped
-        self.num_stacks += other.num_stacks
-        self.num_left_out += other.num_left_out
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+COUNTS = [field.name for field in dataclasses.fields(Notes) if field.name != "dropped"]
 
 
 @dataclass(slots=True)
@@ -133,11 +139,12 @@ class _Shelf:
 
     def _stack(self, part: StackPart) -> list[ImagePart]:
         try:
-            images, num_left_out, dropped = open_stack(self.item, part, self.options)
+            stack = open_stack(self.item, part, self.options)
         except DataError as error:
             raise bad_image(error, part.path, otherwise=part.kind) from error
-        self.notes.add(Notes(dict.fromkeys(dropped, 1), num_stacks=1, num_left_out=num_left_out))
-        return [self._image(image, file) for image, file in images]
+        counts = {name: getattr(stack, name) for name in ("num_left_out", "num_gaps", "num_localizers")}
+        self.notes.add(Notes(dict.fromkeys(stack.dropped, 1), num_stacks=1, **counts))
+        return [self._image(image, file) for image, file in stack.images]
 
     def _image(self, part: ImagePart, file: ImageFile) -> ImagePart:
         """Store a file and look at what the part shows of it.

@@ -1,5 +1,6 @@
 """Volumes and slides of a source as the images that a sample stores of them, each with its position."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_medx.data.build.options import BuildOptions
@@ -11,30 +12,39 @@ from megatron_medx.data.images.slides import read_slide
 from megatron_medx.data.images.volumes import choose_slices, position_text, read_volume
 from megatron_medx.data.samples import ImagePart, StackPart
 
-StackImages = list[tuple[ImagePart, ImageFile]]
-"""Each image's part, whose name has no meaning yet, and its file."""
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What a volume or slide became."""
+
+    images: list[tuple[ImagePart, ImageFile]]
+    """Each image's part, whose name has no meaning yet, and its file."""
+    num_left_out: int = 0
+    """Slices beyond `max_slices`; of a slide it is not known."""
+    num_gaps: int = 0
+    """Places at which slices seem to be missing."""
+    num_localizers: int = 0
+    """Scout pictures that are no slices."""
+    dropped: tuple[str, ...] = ()
+    """Fields of a NIfTI header that its slices do not have any more."""
 
 
-def open_stack(item: Item, part: StackPart, options: BuildOptions) -> tuple[StackImages, int, list[str]]:
+def open_stack(item: Item, part: StackPart, options: BuildOptions) -> Stack:
     """The images that a volume or slide becomes, at most `max_slices`.
-
-    Returns:
-        The images; how many slices there are beyond them (of a slide it is not known); the fields of a NIfTI header
-        that its slices do not have any more.
 
     Raises:
         DataError: a file is missing or no volume or slide can be made of it.
     """
     if part.kind == "slide":
         tiles = read_slide(item.folder / part.path, max_tiles=max(1, options.max_slices - 1))  # beside the overview
-        return [(ImagePart(part.path, position=tile.position), tile.file) for tile in tiles], 0, []
+        return Stack([(ImagePart(part.path, position=tile.position), tile.file) for tile in tiles])
     files = _volume_files(item, part.path)
     volume = read_volume(files, part.view)
     # slices are made anew; the files of a DICOM series are stripped like any image
-    dropped = strip_nifti(nifti_parts(files[0])[1])[1] if is_nifti(files[0].content) else []
+    dropped = tuple(strip_nifti(nifti_parts(files[0])[1])[1]) if is_nifti(files[0].content) else ()
     chosen = [volume.slices[k] for k in choose_slices(len(volume.slices), options.max_slices)]
     images = [(ImagePart(part.path, one.view, position_text(one.position_mm)), one.file) for one in chosen]
-    return images, len(volume.slices) - len(chosen), dropped
+    return Stack(images, len(volume.slices) - len(chosen), volume.num_gaps, volume.num_localizers, dropped)
 
 
 def _volume_files(item: Item, name: str) -> list[ImageFile]:

@@ -203,7 +203,7 @@ def _shortened(row: pa.RecordBatch, settings: TableSettings, summary: TableSumma
     """What the rule leaves of one sample of the index, counted; if nothing, what to say about it."""
     values = row.to_pylist()[0]
     if values["text_tokens"] < 1:
-        return None, {"id": values["id"], "reason": "empty", "found": "0 tokens"}
+        return None, {"id": values["id"], "reason": "no tokens", "found": "0 tokens"}
     images = [
         ImageExtent(*extent)
         for extent in zip(values["image_widths"], values["image_heights"], values["image_spans"], strict=True)
@@ -211,12 +211,12 @@ def _shortened(row: pa.RecordBatch, settings: TableSettings, summary: TableSumma
     try:
         fitted = settings.fit(values["text_tokens"], images)
     except DataError as error:
-        return None, {"id": values["id"], "reason": "image_shape", "found": error.found}
+        return None, {"id": values["id"], "reason": "too long and thin", "found": error.found}
     if fitted is None:
         found = f"{values['text_tokens']} tokens and {len(images)} images, a row has {settings.limit_tokens} tokens"
         if settings.max_row_patches:
             found += f" and {settings.max_row_patches} patches"
-        return None, {"id": values["id"], "reason": "too_long", "found": found}
+        return None, {"id": values["id"], "reason": "too long for a row", "found": found}
     summary.num_thinned += len(fitted.kept) < len(images)
     summary.num_scaled += fitted.grids != _grids_at_full_size(images, fitted, settings)
     return fitted, {}

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+import tifffile
 from build_folders import asked, contents, index, picture, rejects, stored
 from pydicom.data import get_testdata_file
 
@@ -181,6 +182,35 @@ def test_dicom_folder(tmp_path, build):
     assert [(line["reason"], line["file"]) for line in rejects(out)] == [("truncated image", "study/b/cut.dcm")]
     summary = json.loads((out / "report.json").read_text())
     assert (summary["volumes_and_slides"], summary["slices_and_tiles_left_out"]) == (1, 1)
+    assert (summary["gaps_in_volumes"], summary["localizers_left_out"]) == (0, 0)
+
+
+def test_missing_slices_and_scouts_of_a_series_are_counted(tmp_path, build):
+    source = tmp_path / "pacs"
+    source.mkdir()
+    for number in (0, 1, 2, 3, 7):
+        (source / f"{number}.dcm").write_bytes(ct(number))
+    scout = ct(20, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    (source / "scout.dcm").write_bytes(scout)
+    summary = json.loads((build(source) / "report.json").read_text())
+    assert (summary["images"], summary["gaps_in_volumes"], summary["localizers_left_out"]) == (5, 1, 1)
+
+
+def test_a_slide_becomes_an_overview_and_tiles(tmp_path, build, write_lines):
+    """A pyramid with tissue on glass, as openslide reads it."""
+    pixels = np.full((2048, 3072, 3), 245, np.uint8)
+    pixels[300:1800, 400:2700] = np.random.default_rng(0).integers((120, 20, 90), (220, 120, 190), (1500, 2300, 3))
+    source = write_lines([{"id": "s", "content": [{"type": "slide", "slide": "a.tif"}]}])
+    with tifffile.TiffWriter(source / "a.tif") as file:
+        scale = {"tile": (256, 256), "photometric": "rgb", "resolutionunit": "CENTIMETER"}
+        file.write(pixels, resolution=(10_000, 10_000), **scale)
+        file.write(pixels[::4, ::4], resolution=(2_500, 2_500), subfiletype=1, **scale)
+    out = build(source, max_slices=4)
+    [row] = index(out)
+    record = json.loads(stored(out, row)["json"])
+    positions = [part.get("position", "") for part in record["content"]]
+    assert positions[0] == "" and 2 <= len(positions) <= 4 and all("mm" in place for place in positions[1:])
+    assert not rejects(out) and sum(name.endswith(".jpg") for name in stored(out, row)) == len(positions)
 
 
 def test_frames_of_a_dicom_file_have_a_number(tmp_path, build):

@@ -163,4 +163,4 @@ def test_left_out_samples_count_against_the_tolerance(config, tmp_path, processo
     assert prepared.num_rejected == 5
     lines = [json.loads(line) for line in (tmp_path / "prepared" / "rejects.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["sample-47", "sample-48", "sample-49"]
-    assert lines[0]["reason"] == "too_long" and "a row has 76 tokens" in lines[0]["found"]
+    assert lines[0]["reason"] == "too long for a row" and "a row has 76 tokens" in lines[0]["found"]

@@ -81,7 +81,7 @@ def test_equal_to_the_rule_for_one_sample(samples, tmp_path, monkeypatch, change
     assert num_thinned > 20 and num_rejected > 20 and summary.num_scaled > 5
     lines = [json.loads(line) for line in rejects.getvalue().splitlines()]
     assert [line["id"] for line in lines] == [f"sample-{number}" for number in np.flatnonzero(table["tokens"] == 0)]
-    assert {line["reason"] for line in lines} == {"too_long", "image_shape"}
+    assert {line["reason"] for line in lines} == {"too long for a row", "too long and thin"}
     assert {line["file"] for line in lines} == {str(folder)}
 
 
@@ -129,7 +129,7 @@ def test_a_sample_without_tokens_is_counted(tmp_path):
     rejects = io.StringIO()
     summary = write_table(write_index(tmp_path, [(5, []), (0, [])]), tmp_path / "0.npy", settings_of(), rejects)
     assert (summary.num_rejected, open_table(tmp_path / "0.npy")["tokens"].tolist()) == (1, [5, 0])
-    assert json.loads(rejects.getvalue())["reason"] == "empty"
+    assert json.loads(rejects.getvalue())["reason"] == "no tokens"
 
 
 def test_an_empty_index(tmp_path):
