@@ -44,7 +44,7 @@ def mean_loss(groups, demo, recipe: str, use_transformer_engine: bool) -> float:
     config = decoder_config(run.model, bf16=True, params_dtype=torch.bfloat16, moe_grouped_gemm=grouped)
     network = Qwen3VLModel(run.model, config, layer_specs(run.model, use_transformer_engine), groups, solo_groups())
     set_initial_weights(network, run.run.seed)
-    row = to_device(build_row_dataset(run, align_tokens=1)[0])
+    row = to_device(build_row_dataset(run)[0])
     losses_1S = network.cuda()(
         row.tokens_1S, row.positions_3S, row.cu_seqlens, row.pixels_PC, row.grids_I3, row.vision_index_M, row.labels_1S
     )
