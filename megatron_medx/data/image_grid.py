@@ -44,6 +44,22 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return tall, wide
 
 
+def image_tokens(width: int, height: int, settings: dict) -> int:
+    """Tokens of the decoder that an image becomes under the limits of area of a processor.
+
+    Args:
+        width, height: of the image, px.
+        settings: of its preprocessor_config.json.
+
+    Raises:
+        DataError: one side is more than 200 times the other.
+    """
+    side = settings["patch_size"] * settings["merge_size"]
+    limits = settings["size"]
+    tall, wide = smart_resize(height, width, side, limits["shortest_edge"], limits["longest_edge"])
+    return tall // side * (wide // side)
+
+
 def num_image_tokens(grid: tuple[int, int, int], merge_size: int) -> int:
     """Tokens of the decoder that a (frames, height, width) grid of patches becomes."""
     frames, height, width = grid

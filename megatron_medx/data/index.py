@@ -41,6 +41,7 @@ INDEX_SCHEMA = pa.schema(
         ("text_tokens", pa.int32()),  # of the rendered sample, each image counted as the one placeholder it starts as
         ("image_widths", pa.list_(pa.int32())),  # px, as the image is shown: upright
         ("image_heights", pa.list_(pa.int32())),
+        ("image_tokens", pa.list_(pa.int32())),  # under the processor's own limits of area; a run may have others
         # tokens that go with an image when a sample is shortened (position, vision start and end, one placeholder); 0
         # for one that stays
         ("image_spans", pa.list_(pa.int32())),

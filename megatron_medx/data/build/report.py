@@ -34,7 +34,7 @@ class Report:
     """Counts of one data folder."""
 
     def __init__(self) -> None:
-        self.num_samples = self.num_images = self.text_tokens = self.longest_tokens = 0
+        self.num_samples = self.num_images = self.text_tokens = self.longest_tokens = self.image_tokens = 0
         self.rejects: Counter[str] = Counter()
         self._notes = {name: Counter() for name in COUNTED_NOTES}
         self._dropped: Counter[str] = Counter()
@@ -60,6 +60,7 @@ class Report:
         self.num_samples += len(table)
         self.num_images += len(widths)
         self.text_tokens += int(tokens.sum(dtype=np.int64))
+        self.image_tokens += int(pc.list_flatten(table["image_tokens"]).to_numpy().sum(dtype=np.int64))
         self.longest_tokens = max(self.longest_tokens, int(tokens.max()))
         num_images = pc.list_value_length(table["image_widths"]).to_numpy()
         found = {"text_tokens": tokens, "longer_side_px": np.maximum(widths, heights), "images_a_sample": num_images}
@@ -85,6 +86,7 @@ class Report:
             "rejected": dict(sorted(self.rejects.items())),
             "text_tokens": {"sum": self.text_tokens, "longest": self.longest_tokens},
             "images": self.num_images,
+            "image_tokens": self.image_tokens,
             "volumes_and_slides": self._counts["num_stacks"],
             "slices_and_tiles_left_out": self._counts["num_left_out"],
             "gaps_in_volumes": self._counts["num_gaps"],
@@ -109,7 +111,7 @@ def summary(folder: Path) -> list[str]:
     tokens = report["text_tokens"]
     lines = [
         f"{folder}: {report['samples']:,} samples, {tokens['sum']:,} text tokens (longest {tokens['longest']:,}), "
-        f"{report['images']:,} images"
+        f"{report['images']:,} images of {report['image_tokens']:,} tokens"
     ]
     lines.append("  modality: " + ", ".join(f"{name} {count:,}" for name, count in report["modality"].items()))
     if report["volumes_and_slides"]:
@@ -142,7 +144,8 @@ def _draw(report: dict, path: Path) -> None:
 
     figure = Figure(figsize=(15, 8), layout="constrained")
     samples, tokens, images = report["samples"], report["text_tokens"]["sum"], report["images"]
-    figure.suptitle(f"{samples:,} samples, {tokens:,} text tokens, {images:,} images")
+    of_images = f"{images:,} images of {report['image_tokens']:,} tokens"
+    figure.suptitle(f"{samples:,} samples, {tokens:,} text tokens, {of_images}")
     bars = {
         "text tokens of a sample": _bins(report["histograms"]["text_tokens"]),
         "longer side of an image, px": _bins(report["histograms"]["longer_side_px"]),

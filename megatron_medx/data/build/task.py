@@ -17,6 +17,7 @@ from megatron_medx.data.build.sample_files import Notes, PreparedSample, prepare
 from megatron_medx.data.build.sources.finding import find_source
 from megatron_medx.data.build.sources.item import Item
 from megatron_medx.data.build.tar_shards import TarWriter, pack_sample, sample_key
+from megatron_medx.data.image_grid import image_tokens
 from megatron_medx.data.index import INDEX_SCHEMA, MEMBER, file_sha256
 from megatron_medx.data.samples import NOTES
 
@@ -57,7 +58,9 @@ class BuildTask:
         folder.mkdir(parents=True)
         tokenizer = _tokenizer(self.processor, file_sha256(self.processor / "tokenizer.json"))
         source = find_source(self.source, self.options.patient_key)
-        splits = {name: _SplitWriter(folder, name, self.options.shard_size_bytes) for name in self.options.split_names}
+        settings = json.loads((self.processor / "preprocessor_config.json").read_text(encoding="utf-8"))
+        limit = self.options.shard_size_bytes
+        splits = {name: _SplitWriter(folder, name, limit, settings) for name in self.options.split_names}
         num_items = 0
         for chunk in read_tasks(self.work)[number]:
             num_items += chunk["count"]
@@ -85,8 +88,9 @@ class BuildTask:
 class _SplitWriter:
     """Shards and index rows of one split."""
 
-    def __init__(self, folder: Path, split: str, shard_size_bytes: int):
+    def __init__(self, folder: Path, split: str, shard_size_bytes: int, image_settings: dict):
         self.part = SplitPart()
+        self._image_settings = image_settings
         self._folder, self._split, self._limit_bytes = folder, split, shard_size_bytes
         self._rows: list[dict] = []
         self._tar: TarWriter | None = None
@@ -118,6 +122,7 @@ class _SplitWriter:
                 "text_tokens": prepared.text.tokens,
                 "image_widths": [image.size[0] for image in images],
                 "image_heights": [image.size[1] for image in images],
+                "image_tokens": [image_tokens(*image.size, self._image_settings) for image in images],
                 "image_spans": prepared.text.image_spans,
                 **{name: getattr(sample, name) for name in NOTES},
             }

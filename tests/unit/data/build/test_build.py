@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 import webdataset
 from build_folders import asked, contents, index, picture, rejects, stored
@@ -16,7 +17,9 @@ from megatron_medx.cli import main
 from megatron_medx.data.build.build import build_data
 from megatron_medx.data.build.options import BuildOptions
 from megatron_medx.data.chat import measure_text
+from megatron_medx.data.demo.tokenizer import DEMO_MAX_PIXELS, DEMO_MIN_PIXELS
 from megatron_medx.data.index import Manifest, file_sha256, tokenizer_fingerprint
+from megatron_medx.data.patches import Patcher
 from megatron_medx.data.samples import parse_sample
 from megatron_medx.errors import DataError
 
@@ -40,6 +43,7 @@ def test_index_tells_where_everything_lies(demo, write_lines, build, small_tasks
     assert [row["id"] for row in rows] == ["twice", *(record["id"] for record in RECORDS)]
     at = 0
     tokenizer = AutoTokenizer.from_pretrained(demo / "processor")
+    patcher = Patcher.from_directory(demo / "processor", DEMO_MIN_PIXELS, DEMO_MAX_PIXELS)
     for row in rows:
         piece = content[row["offset"] : row["offset"] + row["size"]]
         assert (row["offset"], row["sha256"]) == (at, hashlib.sha256(piece).digest())
@@ -47,6 +51,7 @@ def test_index_tells_where_everything_lies(demo, write_lines, build, small_tasks
         sample = parse_sample(json.loads(stored(out, row)["json"]))
         assert row["text_tokens"] == measure_text(sample, tokenizer).tokens
         assert row["image_spans"] == [0] * len(sample.images)
+        assert row["image_tokens"] == [int(np.prod(patcher.grid(*image.size))) // 4 for image in sample.images]
         assert [image.size for image in sample.images] == list(
             zip(row["image_widths"], row["image_heights"], strict=True)
         )

@@ -32,6 +32,7 @@ def write_index(folder: Path, samples: Sequence[tuple[int, Sequence[Image]]], ro
             "text_tokens": text_tokens,
             "image_widths": [width for width, _, _ in images],
             "image_heights": [height for _, height, _ in images],
+            "image_tokens": [0 for _ in images],
             "image_spans": [span for _, _, span in images],
         }
         for number, (text_tokens, images) in enumerate(samples)
