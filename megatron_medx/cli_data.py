@@ -75,9 +75,9 @@ def _demo_data(args: argparse.Namespace) -> int:
 
 
 def _build_data(args: argparse.Namespace) -> int:
-    from megatron_medx.data.build.build import build_data
-    from megatron_medx.data.build.options import BuildOptions
-    from megatron_medx.data.build.report import summary
+    from megatron_medx.data.builder.build import build_data
+    from megatron_medx.data.builder.options import BuildOptions
+    from megatron_medx.data.builder.report import summary
 
     options = BuildOptions(
         processor=args.processor,

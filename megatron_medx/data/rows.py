@@ -23,7 +23,7 @@ from megatron_medx.config.processor import check_processor, vision_token_ids
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.chat import EncodedSample, SampleEncoder
 from megatron_medx.data.collate import collate, padded_tokens
-from megatron_medx.data.decoding import make_decoder
+from megatron_medx.data.decoder_choice import make_decoder
 from megatron_medx.data.microbatch import Microbatch
 from megatron_medx.data.patches import Patcher
 from megatron_medx.data.plan.prepare import open_prepared, prepare_data

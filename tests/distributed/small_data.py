@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megatron_medx.data.build.build import build_data
-from megatron_medx.data.build.options import BuildOptions
+from megatron_medx.data.builder.build import build_data
+from megatron_medx.data.builder.options import BuildOptions
 from megatron_medx.data.demo.corpus import read_hpo, read_icd, tokenizer_text
 from megatron_medx.data.demo.tokenizer import write_processor
 

@@ -28,7 +28,7 @@ def patcher(demo):
 def decoder(patcher):
     """A decoder that found the GPU by itself."""
     pytest.importorskip("nvidia.dali")
-    from megatron_medx.data.decoding import make_decoder
+    from megatron_medx.data.decoder_choice import make_decoder
 
     decoder = make_decoder("dali", patcher)
     assert decoder.device_id is not None

@@ -9,8 +9,8 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from megatron_medx.data.build.build import build_data
-from megatron_medx.data.build.options import BuildOptions
+from megatron_medx.data.builder.build import build_data
+from megatron_medx.data.builder.options import BuildOptions
 from megatron_medx.data.demo.corpus import (
     MODALITY_QUESTION,
     picture_samples,

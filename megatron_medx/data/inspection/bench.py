@@ -15,7 +15,7 @@ from contextlib import closing
 import torch
 
 from megatron_medx.config.run import RunConfig
-from megatron_medx.data.decoding import make_decoder
+from megatron_medx.data.decoder_choice import make_decoder
 from megatron_medx.data.loader import load_rows
 from megatron_medx.data.microbatch import Microbatch
 from megatron_medx.data.reader import DamagedSample

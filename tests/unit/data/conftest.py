@@ -8,8 +8,8 @@ import pytest
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.config.processor import vision_token_ids
 from megatron_medx.config.run import DataSection, RunConfig, RunSection
-from megatron_medx.data.build.build import build_data
-from megatron_medx.data.build.options import BuildOptions
+from megatron_medx.data.builder.build import build_data
+from megatron_medx.data.builder.options import BuildOptions
 from megatron_medx.data.demo.tokenizer import DEMO_MAX_PIXELS, DEMO_MIN_PIXELS
 
 

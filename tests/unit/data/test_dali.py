@@ -16,7 +16,8 @@ from nvidia.dali import fn, pipeline_def, types
 
 from megatron_medx.data import dali_decoder
 from megatron_medx.data.dali_decoder import DaliDecoder, decode
-from megatron_medx.data.decoding import ImageRequest, PillowDecoder, make_decoder
+from megatron_medx.data.decoder_choice import make_decoder
+from megatron_medx.data.decoding import ImageRequest, PillowDecoder
 from megatron_medx.data.images.files import read_image
 from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.images.view import AS_STORED, ImageView

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_medx.data.decoding import ImageRequest, PillowDecoder, make_decoder
+from megatron_medx.data.decoder_choice import make_decoder
+from megatron_medx.data.decoding import ImageRequest, PillowDecoder
 from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.images.view import AS_STORED
 from megatron_medx.data.patches import Patcher

@@ -7,10 +7,10 @@ import dill
 import pytest
 from build_folders import asked, contents
 
-from megatron_medx.data.build import plan
-from megatron_medx.data.build.build import build_data
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.sources import lines
+from megatron_medx.data.builder import plan
+from megatron_medx.data.builder.build import build_data
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.sources import lines
 from megatron_medx.errors import DataError
 
 SBATCH = """#!/bin/bash

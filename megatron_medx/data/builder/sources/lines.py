@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_medx.data.build.rejects import BAD_JSON, BAD_RECORD, Rejected
-from megatron_medx.data.build.sources.conversations import to_schema
-from megatron_medx.data.build.sources.item import CHUNK_ITEMS, Item
+from megatron_medx.data.builder.rejects import BAD_JSON, BAD_RECORD, Rejected
+from megatron_medx.data.builder.sources.conversations import to_schema
+from megatron_medx.data.builder.sources.item import CHUNK_ITEMS, Item
 from megatron_medx.data.samples import parse_line
 from megatron_medx.errors import DataError
 

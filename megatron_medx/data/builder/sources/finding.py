@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from megatron_medx.data.build.sources.dicom_folder import DicomFolder, holds_dicom
-from megatron_medx.data.build.sources.item import Source
-from megatron_medx.data.build.sources.lines import JsonList, Lines
-from megatron_medx.data.build.sources.tables import Tables
+from megatron_medx.data.builder.sources.dicom_folder import DicomFolder, holds_dicom
+from megatron_medx.data.builder.sources.item import Source
+from megatron_medx.data.builder.sources.lines import JsonList, Lines
+from megatron_medx.data.builder.sources.tables import Tables
 from megatron_medx.data.samples import SAMPLES_FILE
 from megatron_medx.errors import DataError
 

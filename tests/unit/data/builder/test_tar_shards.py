@@ -3,7 +3,7 @@
 import io
 import tarfile
 
-from megatron_medx.data.build.tar_shards import END_OF_TAR, MAX_KEY_CHARS, member_suffix, pack_sample, sample_key
+from megatron_medx.data.builder.tar_shards import END_OF_TAR, MAX_KEY_CHARS, member_suffix, pack_sample, sample_key
 
 
 def test_keys_are_safe_and_differ():

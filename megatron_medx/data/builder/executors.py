@@ -8,8 +8,8 @@ import multiprocess
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.utils.logging import logger
 
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.task import BuildTask
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.task import BuildTask
 from megatron_medx.errors import DataError
 
 LOG, SLURM_LOG = "log", "slurm"
@@ -33,6 +33,8 @@ class _QuietExecutor(LocalPipelineExecutor):
 def run_local(task: BuildTask, num_tasks: int) -> None:
     """Do all tasks that are not done, in `workers` processes."""
     logger.remove()
+    # datatrove's manager process too: a plain fork copies the locks of our threads as they happen to be
+    multiprocess.set_start_method("forkserver", force=True)
     # the server from which workers are forked imports once what each of them would import for seconds
     multiprocess.get_context("forkserver").set_forkserver_preload([BuildTask.__module__])
     workers = min(task.options.workers, num_tasks)
@@ -49,7 +51,7 @@ class FinishBuild:
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
         """As `datatrove` calls a step."""
-        from megatron_medx.data.build.build import finish_build  # build.py imports this module
+        from megatron_medx.data.builder.build import finish_build  # build.py imports this module
 
         finish_build(self.source, self.out, self.options)
 

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_known_files
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.plan import PART_FILE, part_folder
-from megatron_medx.data.build.rejects import DUPLICATE_ID, Rejected
-from megatron_medx.data.build.report import Report
-from megatron_medx.data.build.tar_shards import END_OF_TAR, TarWriter
-from megatron_medx.data.build.task import index_name, shard_name
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.plan import PART_FILE, part_folder
+from megatron_medx.data.builder.rejects import DUPLICATE_ID, Rejected
+from megatron_medx.data.builder.report import Report
+from megatron_medx.data.builder.tar_shards import END_OF_TAR, TarWriter
+from megatron_medx.data.builder.task import index_name, shard_name
 from megatron_medx.data.index import (
     INDEX_FILE,
     INDEX_SCHEMA,

@@ -12,7 +12,7 @@ from build_folders import asked, index, picture, rejects, stored
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from megatron_medx.data.build.rejects import REASON_OF_WORDS, bad_image
+from megatron_medx.data.builder.rejects import REASON_OF_WORDS, bad_image
 from megatron_medx.data.index import Manifest
 from megatron_medx.errors import DataError
 

@@ -13,8 +13,8 @@ import tifffile
 from build_folders import asked, contents, index, picture, rejects, stored
 from pydicom.data import get_testdata_file
 
-from megatron_medx.data.build.sources.conversations import to_schema
-from megatron_medx.data.build.sources.finding import find_source
+from megatron_medx.data.builder.sources.conversations import to_schema
+from megatron_medx.data.builder.sources.finding import find_source
 from megatron_medx.data.samples import ImagePart, TextPart, parse_sample
 from megatron_medx.errors import DataError
 
@@ -94,7 +94,7 @@ def test_dataset_saved_to_disk(tmp_path, build, expected, splits):
 
 
 def test_arrow_chunks_are_read_from_the_middle(tmp_path, small_tasks, monkeypatch):
-    monkeypatch.setattr("megatron_medx.data.build.sources.tables.CHUNK_ITEMS", 3)
+    monkeypatch.setattr("megatron_medx.data.builder.sources.tables.CHUNK_ITEMS", 3)
     table = pa.table({"id": [f"t{k}" for k in range(8)], "text": [f"text {k}" for k in range(8)]})
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 from megatron_medx.config.processor import PROCESSOR_FOLDER, check_processor
-from megatron_medx.data.build.merge import merge
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.plan import COMMAND_FILE, WORK, command_of, read_tasks, unfinished_tasks, write_tasks
-from megatron_medx.data.build.progress import build_progress
-from megatron_medx.data.build.report import DEIDENTIFICATION_FILE, PICTURE_FILE, REPORT_FILE
-from megatron_medx.data.build.sources.finding import find_source
-from megatron_medx.data.build.task import BuildTask
+from megatron_medx.data.builder.merge import merge
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.plan import COMMAND_FILE, WORK, command_of, read_tasks, unfinished_tasks, write_tasks
+from megatron_medx.data.builder.progress import build_progress
+from megatron_medx.data.builder.report import DEIDENTIFICATION_FILE, PICTURE_FILE, REPORT_FILE
+from megatron_medx.data.builder.sources.finding import find_source
+from megatron_medx.data.builder.task import BuildTask
 from megatron_medx.data.index import INDEX_FILE, MANIFEST_FILE, REJECTS_FILE, SHARDS, Manifest
 from megatron_medx.errors import DataError
 
@@ -55,7 +55,7 @@ def build_data(source: Path, out: Path, options: BuildOptions | None = None) -> 
     num_tasks = write_tasks(source, options.patient_key, work)
     task = BuildTask(source.resolve(), processor.resolve(), work.resolve(), options)
     if options.slurm:
-        from megatron_medx.data.build.executors import submit_slurm
+        from megatron_medx.data.builder.executors import submit_slurm
 
         submit_slurm(task, num_tasks, out.resolve())
         return None
@@ -64,7 +64,7 @@ def build_data(source: Path, out: Path, options: BuildOptions | None = None) -> 
             for number in unfinished_tasks(work, num_tasks):
                 task.run(number)
         else:
-            from megatron_medx.data.build.executors import run_local
+            from megatron_medx.data.builder.executors import run_local
 
             run_local(task, num_tasks)
     return finish_build(source, out, options)

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.plan import PART_FILE, part_folder, read_tasks
-from megatron_medx.data.build.rejects import Rejected
-from megatron_medx.data.build.sample_files import Notes, PreparedSample, prepare_sample
-from megatron_medx.data.build.sources.finding import find_source
-from megatron_medx.data.build.sources.item import Item
-from megatron_medx.data.build.tar_shards import TarWriter, pack_sample, sample_key
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.plan import PART_FILE, part_folder, read_tasks
+from megatron_medx.data.builder.rejects import Rejected
+from megatron_medx.data.builder.sample_files import Notes, PreparedSample, prepare_sample
+from megatron_medx.data.builder.sources.finding import find_source
+from megatron_medx.data.builder.sources.item import Item
+from megatron_medx.data.builder.tar_shards import TarWriter, pack_sample, sample_key
 from megatron_medx.data.image_grid import image_tokens
 from megatron_medx.data.index import INDEX_SCHEMA, MEMBER, file_sha256
 from megatron_medx.data.samples import NOTES

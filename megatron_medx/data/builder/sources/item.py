@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from megatron_medx.data.build.rejects import Rejected
+from megatron_medx.data.builder.rejects import Rejected
 from megatron_medx.data.images.image_file import ImageFile
 
 CHUNK_ITEMS = 250

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.rejects import BAD_RECORD, BAD_TEXT, Rejected, bad_image
-from megatron_medx.data.build.sources.item import Item
-from megatron_medx.data.build.stacks import open_stack
-from megatron_medx.data.build.tar_shards import member_suffix
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.rejects import BAD_RECORD, BAD_TEXT, Rejected, bad_image
+from megatron_medx.data.builder.sources.item import Item
+from megatron_medx.data.builder.stacks import open_stack
+from megatron_medx.data.builder.tar_shards import member_suffix
 from megatron_medx.data.chat import TextSize, measure_text
 from megatron_medx.data.image_grid import smart_resize
 from megatron_medx.data.images.deidentify import patient_key, strip_dicom, strip_nifti

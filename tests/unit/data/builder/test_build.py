@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from megatron_medx.cli import main
-from megatron_medx.data.build.build import build_data
-from megatron_medx.data.build.options import BuildOptions
+from megatron_medx.data.builder.build import build_data
+from megatron_medx.data.builder.options import BuildOptions
 from megatron_medx.data.chat import measure_text
 from megatron_medx.data.demo.tokenizer import DEMO_MAX_PIXELS, DEMO_MIN_PIXELS
 from megatron_medx.data.index import Manifest, file_sha256, tokenizer_fingerprint
@@ -123,10 +123,10 @@ def test_report_and_picture(write_lines, build, capsys):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from megatron_medx.data.build import plan, task
-from megatron_medx.data.build.build import build_data
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.sources import lines
+from megatron_medx.data.builder import plan, task
+from megatron_medx.data.builder.build import build_data
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.sources import lines
 plan.CHUNK_ITEMS = lines.CHUNK_ITEMS = 3
 add, calls = task._SplitWriter.add, []
 def add_or_die(self, prepared):
@@ -162,7 +162,7 @@ def test_merge_that_was_killed_is_repeated(write_lines, build, monkeypatch, smal
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("megatron_medx.data.build.merge.Manifest.write", fail)
+        patch.setattr("megatron_medx.data.builder.merge.Manifest.write", fail)
         with pytest.raises(KeyboardInterrupt):
             build(source, shard_size_bytes=9_000)
     assert contents(build(source, shard_size_bytes=9_000)) == contents(whole)
@@ -204,7 +204,7 @@ def test_refuses_what_cannot_be_built(write_lines, demo, tmp_path):
 def test_another_source_is_another_command(write_lines, build, monkeypatch):
     source = write_lines(RECORDS, FILES)
     with monkeypatch.context() as patch:
-        patch.setattr("megatron_medx.data.build.build.finish_build", lambda *arguments: None)
+        patch.setattr("megatron_medx.data.builder.build.finish_build", lambda *arguments: None)
         out = build(source)
     with open(source / "samples.jsonl", "a") as file:
         file.write(json.dumps(asked("more")) + "\n")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.sources.item import Item
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.sources.item import Item
 from megatron_medx.data.images.deidentify import strip_nifti
 from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.images.nifti import is_nifti, nifti_parts

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from itertools import batched
 from pathlib import Path
 
-from megatron_medx.data.build.options import BuildOptions
-from megatron_medx.data.build.sources.finding import find_source
-from megatron_medx.data.build.sources.item import CHUNK_ITEMS
+from megatron_medx.data.builder.options import BuildOptions
+from megatron_medx.data.builder.sources.finding import find_source
+from megatron_medx.data.builder.sources.item import CHUNK_ITEMS
 from megatron_medx.data.index import FORMAT, tokenizer_fingerprint
 from megatron_medx.errors import DataError
 

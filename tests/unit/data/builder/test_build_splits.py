@@ -5,7 +5,7 @@ import random
 import pytest
 from build_folders import asked, index, rejects
 
-from megatron_medx.data.build.options import BuildOptions
+from megatron_medx.data.builder.options import BuildOptions
 from megatron_medx.data.index import Manifest
 from megatron_medx.errors import DataError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_medx.data.build.rejects import BAD_JSON, BAD_RECORD, Rejected
-from megatron_medx.data.build.sources.conversations import to_schema
-from megatron_medx.data.build.sources.item import CHUNK_ITEMS, Item
+from megatron_medx.data.builder.rejects import BAD_JSON, BAD_RECORD, Rejected
+from megatron_medx.data.builder.sources.conversations import to_schema
+from megatron_medx.data.builder.sources.item import CHUNK_ITEMS, Item
 from megatron_medx.data.samples import NOTES
 from megatron_medx.errors import DataError
 

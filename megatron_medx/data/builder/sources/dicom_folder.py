@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pydicom
 
-from megatron_medx.data.build.rejects import Rejected, bad_image
-from megatron_medx.data.build.sources.item import Item
-from megatron_medx.data.build.sources.lines import LISTED_FILE, chunk_lines, line_chunks
+from megatron_medx.data.builder.rejects import Rejected, bad_image
+from megatron_medx.data.builder.sources.item import Item
+from megatron_medx.data.builder.sources.lines import LISTED_FILE, chunk_lines, line_chunks
 from megatron_medx.data.images.deidentify import patient_key, safe_description
 from megatron_medx.data.images.dicom import PREAMBLE_BYTES
 from megatron_medx.data.images.files import errors_named

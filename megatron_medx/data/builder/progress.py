@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megatron_medx.data.build.plan import PART_FILE, part_folder, read_tasks
+from megatron_medx.data.builder.plan import PART_FILE, part_folder, read_tasks
 
 LOOK_EVERY_S = 0.5
 """Time between two looks at which tasks are done: whoever does them, their files say so."""
