@@ -5,12 +5,12 @@ So a dry run or a wrong key answers in a fraction of a second, without torch. Wh
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
-from megatron_medx.cli_arguments import add_command, configuration, read_bytes
+from megatron_medx.cli_arguments import add_command, configuration
+from megatron_medx.cli_convert import add_convert_commands
 from megatron_medx.cli_data import add_data_commands
 from megatron_medx.errors import MedxError
 from megatron_medx.terminal import complain, say
@@ -72,35 +72,6 @@ def _recipes(args: argparse.Namespace) -> int:
     return 0
 
 
-def _to_hf(args: argparse.Namespace) -> int:
-    from megatron_medx.checkpoint.convert import to_hf
-
-    to_hf(args.checkpoint, args.out, overwrite=args.overwrite, shard_size_bytes=args.shard_size, dtype=args.dtype)
-    say(f"wrote {args.out}")
-    return 0
-
-
-def _to_megatron(args: argparse.Namespace) -> int:
-    from megatron_medx.checkpoint.convert import to_megatron
-
-    to_megatron(args.hf, args.out, overwrite=args.overwrite)
-    say(f"wrote {args.out}")
-    return 0
-
-
-def _verify(args: argparse.Namespace) -> int:
-    from megatron_medx.checkpoint.verify import verify
-
-    result = verify(args.hf, args.checkpoint)
-    say(f"{result['num_tensors']} tensors compared bit for bit, {result['num_different']} differ")
-    for tensor in result["worst"]:
-        say(f"  {tensor['name']} ({tensor['megatron_name']}): largest difference {tensor['max_abs_diff']}")
-    difference = result["logits_max_abs_diff"]
-    say(f"largest difference of logits: {result['logits_note'] if difference is None else format(difference, '.2e')}")
-    say(json.dumps(result))
-    return 0 if result["bit_equal"] else 1
-
-
 def _generate(args: argparse.Namespace) -> int:
     from megatron_medx.generate import Assistant
 
@@ -121,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     add_command(commands, "recipes", _recipes, "list the recipes")
-    _add_convert(commands)
+    add_convert_commands(commands)
     generate = add_command(commands, "generate", _generate, "ask an exported model a question about images")
     generate.add_argument("hf", type=Path, metavar="HF_DIR")
     generate.add_argument(
@@ -148,27 +119,6 @@ def _add_train(commands) -> None:
     train.add_argument("--nproc", type=int, metavar="N", help="number of ranks (sets parallel.world_size)")
     train.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
     train.add_argument("--dry-run", action="store_true", help="check and describe the run, start nothing")
-
-
-def _add_convert(commands) -> None:
-    convert = commands.add_parser("convert", help="Hugging Face <-> Megatron")
-    directions = convert.add_subparsers(required=True, metavar="DIRECTION")
-    to_hf = add_command(directions, "to-hf", _to_hf, "write a Hugging Face directory from a checkpoint")
-    to_hf.add_argument("checkpoint", type=Path, metavar="CKPT")
-    to_megatron = add_command(
-        directions, "to-megatron", _to_megatron, "write a checkpoint from a Hugging Face directory"
-    )
-    to_megatron.add_argument("hf", type=Path, metavar="HF")
-    for direction in (to_hf, to_megatron):
-        direction.add_argument("out", type=Path, metavar="OUT")
-        direction.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    to_hf.add_argument(
-        "--shard-size", type=read_bytes, default="5GB", metavar="SIZE", help="largest safetensors file, e.g. 50MB"
-    )
-    to_hf.add_argument("--dtype", choices=("keep", "bf16", "fp32"), default="keep", help="of the written tensors")
-    verify = add_command(directions, "verify", _verify, "compare a Hugging Face directory with a checkpoint")
-    verify.add_argument("hf", type=Path, metavar="HF")
-    verify.add_argument("checkpoint", type=Path, metavar="CKPT")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from megatron_medx.checkpoint.hf_config import (
     read_config,
 )
 from megatron_medx.checkpoint.safetensors_stream import SafetensorsFile, write_safetensors
+from megatron_medx.checkpoint.streaming import read_ahead
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.config import processor
 from megatron_medx.config.checkpoint_folders import CONFIG_FILE
@@ -132,6 +133,7 @@ def write_weights(
         shard_size_bytes: largest size of one file's data.
     """
     shards = plan_shards(specs, shard_size_bytes)
+    tensors = read_ahead(tensors)
     if len(shards) == 1:
         write_safetensors(folder / SINGLE_FILE, shards[0], tensors)
         return

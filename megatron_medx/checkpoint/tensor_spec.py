@@ -1,9 +1,13 @@
 """TensorSpec: what a stored tensor is, known from a file's header before any data is read."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # a plan of a conversion needs shapes alone, and torch takes 550 MB
+    import torch
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from typing import BinaryIO
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -35,8 +34,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_medx.checkpoint.safetensors_stream import DTYPE_NAMES
+from megatron_medx.checkpoint.streaming import EarlyWriteback, read_ahead
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.config.checkpoint_folders import METADATA_FILE
 from megatron_medx.errors import CheckpointError
@@ -71,12 +72,10 @@ class TorchDistFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._reader = FileSystemReader(folder)
         try:
-            self._metadata = self._reader.read_metadata()
+            self._metadata = FileSystemReader(folder).read_metadata()
         except Exception as error:  # what garbage makes unpickling raise is not limited to a few classes
             raise _damaged(f"{folder / INDEX_FILE} cannot be read: {error}") from None
-        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         tensors = {
             key: entry
             for key, entry in self._metadata.state_dict_metadata.items()
@@ -98,6 +97,9 @@ class TorchDistFolder:
         stored = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
         if stored != math.prod(entry.size):
             raise _damaged(f"{key} in {self.folder}: chunks hold {stored} of {math.prod(entry.size)} values")
+        for chunk in entry.chunks:
+            if any(part.stop > side for part, side in zip(_region(chunk), entry.size, strict=True)):
+                raise _damaged(f"{key} in {self.folder}: a chunk reaches beyond {list(entry.size)}")
         return TensorSpec(tuple(entry.size), dtype)
 
     def _check_files(self) -> None:
@@ -117,17 +119,27 @@ class TorchDistFolder:
         """Return one whole tensor, put together from the chunks that the ranks wrote.
 
         Raises:
-            CheckpointError: a chunk cannot be decoded.
+            CheckpointError: a chunk cannot be decoded, or is not what the index says.
         """
-        spec = self.specs[key]
+        spec, chunks = self.specs[key], self._metadata.state_dict_metadata[key].chunks
+        if len(chunks) == 1:
+            return self._read_chunk(key, chunks[0])  # not copied: memory holds a large embedding once
         whole = torch.empty(spec.shape, dtype=spec.dtype)
-        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-        planner.set_up_planner({key: whole}, self._metadata, is_coordinator=True)
+        for chunk in chunks:
+            whole[_region(chunk)] = self._read_chunk(key, chunk)
+        return whole
+
+    def _read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
         try:
-            self._reader.read_data(planner.create_local_plan(), planner).wait()
+            stored = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
+            with (self.folder / stored.relative_path).open("rb") as file:
+                view = _create_file_view(file, stored.offset, stored.length)
+                part = torch.load(view, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, AssertionError, LookupError, EOFError, pickle.PickleError) as error:
             raise _damaged(f"{key} in {self.folder} cannot be read: {error}") from None
-        return whole
+        if not isinstance(part, torch.Tensor) or (part.shape, part.dtype) != (chunk.sizes, self.specs[key].dtype):
+            raise _damaged(f"{key} in {self.folder} holds another tensor than its index says")
+        return part.detach()
 
 
 def write_torch_dist(
@@ -146,8 +158,10 @@ def write_torch_dist(
             the number of modules that share the name.
     """
     folder.mkdir()
+    tensors = read_ahead(tensors)
     index = Metadata(state_dict_metadata={}, storage_data={}, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
     with (folder / DATA_FILE).open("wb") as file:
+        writeback = EarlyWriteback(file)
         for expected_key, spec in specs.items():
             key, tensor = next(tensors)
             assert (key, tuple(tensor.shape), tensor.dtype) == (expected_key, spec.shape, spec.dtype), (
@@ -160,6 +174,7 @@ def write_torch_dist(
                 [ChunkStorageMetadata(origin, tensor.shape)],
             )
             _append(file, _own_storage(tensor), MetadataIndex(key, origin, 0), index)
+            writeback.advance()
         _append_object(file, COMMON_STATE, "common_state/shard_0_1", index)
         for module, count in extra_state_modules.items():
             for number in range(count):
@@ -187,6 +202,11 @@ def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
     """`torch.save` writes a tensor's whole storage: give a view of a larger one its own."""
     tensor = tensor.contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _region(chunk: ChunkStorageMetadata) -> tuple[slice, ...]:
+    """Where in its tensor a chunk lies."""
+    return tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
 
 
 def _damaged(found: str) -> CheckpointError:

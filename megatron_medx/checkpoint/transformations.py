@@ -5,12 +5,15 @@ dtype. A rule (`rules.py`) names one of them; the engine (`convert.py`) applies 
 Nothing here knows a tensor's name or a file.
 """
 
-import math
-from typing import Protocol
+from __future__ import annotations
 
-import torch
+import math
+from typing import TYPE_CHECKING, Protocol
 
 from megatron_medx.config.model import ModelConfig
+
+if TYPE_CHECKING:  # a plan of a conversion needs shapes alone, and torch takes 550 MB
+    import torch
 
 Shape = tuple[int, ...]
 
@@ -55,6 +58,8 @@ class GateUp:
         return (gate[0] + up[0], *gate[1:])
 
     def to_megatron(self, parts, model):
+        import torch
+
         return torch.cat(parts)
 
     def to_hf(self, whole, hf_shapes, model):
@@ -93,6 +98,8 @@ class QkvInterleave:
         return (sum(shape[0] for shape in hf_shapes), *hf_shapes[0][1:])
 
     def to_megatron(self, parts, model):
+        import torch
+
         grouped = [part.reshape(model.num_kv_heads, -1, model.head_dim, *part.shape[1:]) for part in parts]
         return torch.cat(grouped, dim=1).reshape(-1, *parts[0].shape[1:])
 

@@ -129,10 +129,10 @@ def test_convert_passes_paths_and_options(monkeypatch):
     assert main(["convert", "to-hf", "ckpt", "out"]) == 0
     assert main(["convert", "to-megatron", "hf", "out", "--overwrite"]) == 0
     assert main(["convert", "to-hf", "ckpt", "out", "--dtype", "bf16", "--shard-size", "50MB"]) == 0
-    whole = {"overwrite": False, "shard_size_bytes": 5_000_000_000, "dtype": "keep"}
+    whole = {"overwrite": False, "shard_size_bytes": 5_000_000_000, "dtype": "keep", "only": None}
     assert calls == [
         ("to_hf", Path("ckpt"), Path("out"), whole),
-        ("to_megatron", Path("hf"), Path("out"), {"overwrite": True}),
+        ("to_megatron", Path("hf"), Path("out"), {"overwrite": True, "vision_from": None}),
         ("to_hf", Path("ckpt"), Path("out"), whole | {"dtype": "bf16", "shard_size_bytes": 50_000_000}),
     ]
 
@@ -148,8 +148,8 @@ def test_a_shard_size_without_a_unit_is_refused(capsys):
 def test_verify_ends_with_a_line_of_json(monkeypatch, capsys, bit_equal, code):
     worst = [] if bit_equal else [{"name": "a", "megatron_name": "b", "max_abs_diff": 0.5}]
     result = {"bit_equal": bit_equal, "logits_max_abs_diff": 0.0, "num_tensors": 3, "worst": worst}
-    result |= {"num_different": len(worst), "logits_note": ""}
-    stand_in(monkeypatch, "megatron_medx.checkpoint.verify", verify=result)
+    result |= {"num_different": len(worst), "logits_note": "", "first_difference": worst[0] if worst else None}
+    stand_in(monkeypatch, "megatron_medx.checkpoint.verify", verify=result, hash_table=None)
     assert main(["convert", "verify", "hf", "ckpt"]) == code
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
 
