@@ -7,6 +7,7 @@
 
 import json
 import math
+from pathlib import Path
 
 from megatron_medx.checkpoint.rules import bindings, hf_shapes, megatron_shapes
 from megatron_medx.config.model import ModelConfig
@@ -39,7 +40,14 @@ def main() -> None:
     hf, megatron = hf_shapes(bound), megatron_shapes(bound)
     num_bytes = [BF16_BYTES * sum(map(math.prod, shapes.values())) for shapes in (hf, megatron)]
     assert num_bytes[0] == num_bytes[1], num_bytes
-    print(json.dumps({"hf_keys": len(hf), "megatron_keys": len(megatron), "bytes": num_bytes[0]}))
+    plan = {"hf_keys": len(hf), "megatron_keys": len(megatron), "bytes": num_bytes[0]}
+    print(json.dumps(plan | {"peak_bytes": peak_bytes()}))
+
+
+def peak_bytes() -> int:
+    """Most resident memory of this program; `ru_maxrss` would count the process that started it, before its `exec`."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":
