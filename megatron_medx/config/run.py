@@ -36,7 +36,7 @@ class DataSection:
     """What is trained on and how samples become rows."""
 
     path: str = ""
-    """Data folder that `medx data build` wrote, or a YAML file that mixes several (see `data/mixture.py`)."""
+    """Data folder that `medx data build` wrote, or a YAML file that mixes several (see `data/plan/mixture.py`)."""
     processor: str = ""
     """Hugging Face directory with tokenizer, chat template, image processor; its tokenizer is that of the build.
 
@@ -230,7 +230,7 @@ class RunConfig:
     def data_folders(self) -> list[Path]:
         """The data folder, or those of a mixture: paths in its YAML file are relative to the file's own folder.
 
-        A file that is no mixture gives none; `data/mixture.py` says what is wrong with it.
+        A file that is no mixture gives none; `data/plan/mixture.py` says what is wrong with it.
         """
         path = Path(self.data.path)
         if path.suffix not in MIXTURE_SUFFIXES:

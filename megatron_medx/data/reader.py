@@ -38,7 +38,7 @@ class ShardReader:
 
     Args:
         folder: that `medx data build` wrote.
-        table: of `data/table.py`; row i tells where sample i lies.
+        table: of `plan/table.py`; row i tells where sample i lies.
     """
 
     def __init__(self, folder: Path, table: np.ndarray):

@@ -1,9 +1,9 @@
 """Rows of a run as microbatches: plan, read, encode, decode, lay side by side.
 
-Comes in: a RunConfig, the tables of its data (prepare.py) and a global row index. Goes out: the `Microbatch` of that
-row, the same on any grid and in any order of asking; of its images those that this rank encodes. A sample whose bytes
-are not those of the index stops the run, or, if `data.max_bad_fraction` allows it, is left out, counted and named;
-the other samples of the row stay where they are.
+Comes in: a RunConfig, the tables of its data (plan/prepare.py) and a global row index. Goes out: the `Microbatch` of
+that row, the same on any grid and in any order of asking; of its images those that this rank encodes. A sample whose
+bytes are not those of the index stops the run, or, if `data.max_bad_fraction` allows it, is left out, counted and
+named; the other samples of the row stay where they are.
 """
 
 import json

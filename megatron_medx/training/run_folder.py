@@ -1,7 +1,7 @@
 """The run folder: which one a run gets, what lies in it before training starts, and what a resume must not change.
 
     run.yaml  metrics.jsonl  loss.png  logs/  tensorboard/
-    data/          the tables that the order of rows is worked out from (data/prepare.py); made at each launch
+    data/          the tables that the order of rows is worked out from (data/plan/prepare.py); made at each launch
     checkpoints/   run.yaml, plan.json, processor/, iter_<step>/: whole without the rest of the folder
     start/         what a Hugging Face directory became that the run started from (start.py)
 
