@@ -193,3 +193,16 @@ def test_a_dry_run_loads_neither_torch_nor_megatron_nor_transformers():
     assert "megatron_medx" in loaded
     assert not loaded & {"torch", "megatron", "transformers", "numpy"}
     assert "all checks passed" in done.stdout
+
+
+def test_convert_average_and_two_parents_pass_their_options(monkeypatch):
+    calls = stand_in(monkeypatch, "megatron_medx.checkpoint.average", average=None)
+    words = ["convert", "average", "out", "a", "b", "--weights", "0.25,0.75", "--base", "c", "--scale", "0.5", "--hf"]
+    assert main(words) == 0
+    [(name, *places, options)] = calls
+    assert (name, places) == ("average", [Path("out"), [Path("a"), Path("b")]])
+    assert (options["weights"], options["base"], options["scale"]) == ([0.25, 0.75], Path("c"), 0.5) and options["hf"]
+    calls = stand_in(monkeypatch, "megatron_medx.checkpoint.convert", to_hf=None, to_megatron=None)
+    assert main(["convert", "to-megatron", "qwen3", "out", "--vision-from", "vl"]) == 0
+    assert main(["convert", "to-hf", "ckpt", "out", "--only", "vision"]) == 0
+    assert calls[0][-1]["vision_from"] == Path("vl") and calls[1][-1]["only"] == "vision"
