@@ -22,21 +22,12 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint.convert import (
-    DEFAULT_SHARD_SIZE_BYTES,
-    Content,
-    Weights,
-    checked_bindings,
-    dtype_named,
-    hf_specs,
-    new_hf_directory,
-    open_weights,
-    read_hf_group,
-    write_megatron_root,
-)
+from megatron_medx.checkpoint.content import DEFAULT_SHARD_SIZE_BYTES, Content, new_hf_directory, write_megatron_root
+from megatron_medx.checkpoint.convert import dtype_named
 from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
 from megatron_medx.checkpoint.rules import Binding
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.weights import Weights, checked_bindings, hf_specs, open_weights, read_hf_group
 from megatron_medx.config.checkpoint_folders import RUN_FILE, step_of
 from megatron_medx.config.differences import differences
 from megatron_medx.config.files import collect_provenance, write_model_only

@@ -9,13 +9,13 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_medx.checkpoint.convert import Weights, hf_specs, read_hf_group
 from megatron_medx.checkpoint.inspection import open_with_bindings, part_of_keys, read_run
 from megatron_medx.checkpoint.progress import byte_progress
 from megatron_medx.checkpoint.rules import Binding
 from megatron_medx.checkpoint.tensor_norms import distance
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.checkpoint.verify import bit_equal
+from megatron_medx.checkpoint.weights import Weights, hf_specs, read_hf_group
 from megatron_medx.config.differences import differences
 from megatron_medx.config.run import PARTS
 

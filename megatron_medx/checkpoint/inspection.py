@@ -11,7 +11,6 @@ from pathlib import Path
 
 import yaml
 
-from megatron_medx.checkpoint.convert import Weights, checked_bindings, open_weights
 from megatron_medx.checkpoint.hf_config import family_of
 from megatron_medx.checkpoint.hf_directory import HfDirectory
 from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
@@ -20,6 +19,7 @@ from megatron_medx.checkpoint.progress import byte_progress
 from megatron_medx.checkpoint.rules import Binding, bindings
 from megatron_medx.checkpoint.run_state import run_state
 from megatron_medx.checkpoint.tensor_norms import norms
+from megatron_medx.checkpoint.weights import Weights, checked_bindings, open_weights
 from megatron_medx.config.checkpoint_folders import CONFIG_FILE, RUN_FILE, step_of
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.model import ModelConfig

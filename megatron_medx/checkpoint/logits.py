@@ -6,9 +6,9 @@ imported when it is needed, because plain conversion does without it.
 
 import torch
 
-from megatron_medx.checkpoint.convert import Weights
 from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
 from megatron_medx.checkpoint.megatron_logits import megatron_logits
+from megatron_medx.checkpoint.weights import Weights
 from megatron_medx.config.model import ModelConfig
 
 _NUM_TEXT_TOKENS = 8

@@ -1,7 +1,7 @@
 """The invertible layout changes between a Hugging Face tensor group and one Megatron tensor.
 
 Each class moves values and never computes with them, so `to_hf(to_megatron(x))` is `x` bit for bit in any
-dtype. A rule (`rules.py`) names one of them; the engine (`convert.py`) applies it without knowing which.
+dtype. A rule (`rules.py`) names one of them; the engine (`content.py`) applies it without knowing which.
 Nothing here knows a tensor's name or a file.
 """
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint.convert import Weights, hf_specs, open_weights, read_hf_group, shared_bindings
 from megatron_medx.checkpoint.inspection import open_with_bindings
 from megatron_medx.checkpoint.logits import logits_of
 from megatron_medx.checkpoint.progress import byte_progress
@@ -19,6 +18,7 @@ from megatron_medx.checkpoint.report_file import check_report_file, write_report
 from megatron_medx.checkpoint.rules import bindings
 from megatron_medx.checkpoint.tensor_norms import distance
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.weights import Weights, hf_specs, open_weights, read_hf_group, shared_bindings
 from megatron_medx.config.differences import differences
 from megatron_medx.errors import CheckpointError
 

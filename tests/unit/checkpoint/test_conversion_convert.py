@@ -9,7 +9,7 @@ import torch
 from conversion_networks import random_tensors, tiny_model
 from safetensors.torch import load_file, save_file
 
-from megatron_medx.checkpoint import convert
+from megatron_medx.checkpoint import content, convert
 from megatron_medx.checkpoint import verify as verify_module
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
 from megatron_medx.checkpoint.verify import bit_equal, max_abs_diff, verify
@@ -157,7 +157,7 @@ def test_existing_output_and_small_disk_are_refused(one_model, write_hf, tmp_pat
     with pytest.raises(CheckpointError, match="root exists"):
         to_megatron(source, tmp_path / "root")
     to_megatron(source, tmp_path / "root", overwrite=True)
-    monkeypatch.setattr(convert, "_OVERHEAD_BYTES", 10**18)
+    monkeypatch.setattr(content, "_OVERHEAD_BYTES", 10**18)
     with pytest.raises(CheckpointError, match="GB free"):
         to_hf(tmp_path / "root", tmp_path / "back")
 

@@ -7,9 +7,10 @@ from conversion_networks import random_tensors, write_hf
 from safetensors.torch import load_file
 
 from megatron_medx.checkpoint.average import average
-from megatron_medx.checkpoint.convert import checked_bindings, open_weights, shared_bindings, to_hf, to_megatron
+from megatron_medx.checkpoint.convert import to_hf, to_megatron
 from megatron_medx.checkpoint.rules import hf_shapes
 from megatron_medx.checkpoint.verify import bit_equal
+from megatron_medx.checkpoint.weights import checked_bindings, open_weights, shared_bindings
 from megatron_medx.errors import CheckpointError
 
 PARTS = ("vision", "language", "merger")
