@@ -3,11 +3,13 @@
 # make env    the environment alone, in .venv; `. .venv/bin/activate` enters it
 # make check  style alone; make test-fast  what needs neither parity with transformers nor training runs
 # make test-dist  runs over gloo: every axis of the grid, resuming, bad input
+# make test-handoff  exports in transformers, TRL, a server, lm-eval (installs these first)
 # make clean  remove caches; make clean-all  also .venv and runs/
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+HANDOFF_STAMP := $(VENV)/.installed-handoff
 
 # The first that answers and is new enough; pyenv's shim of a version that is not there answers with an error.
 PYTHON := $(shell for python in python3.12 python3; do \
@@ -18,18 +20,19 @@ PYTHON := $(shell for python in python3.12 python3; do \
 FILES_ONLY := stardist trl
 QUIET := -qq
 
-# Three groups in processes of their own: the CPU backend changes torch for a whole process, and distributed tests start
+# Groups in processes of their own: the CPU backend changes torch for a whole process, and distributed tests start
 # ranks themselves. Two workers share the first group.
 PYTEST := $(BIN)/python -m pytest
-FAST := tests --ignore=tests/parity --ignore=tests/distributed -n 2 --dist loadfile
+FAST := tests --ignore=tests/parity --ignore=tests/distributed --ignore=tests/handoff -n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-dist check env clean clean-all
+.PHONY: demo test test-fast test-dist test-handoff check env clean clean-all
 
 demo: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
 
 test: check test-fast
 	$(PYTEST) tests/parity
+	$(MAKE) test-handoff
 	$(MAKE) test-dist
 
 test-fast: env
@@ -37,6 +40,9 @@ test-fast: env
 
 test-dist: env
 	$(PYTEST) tests/distributed
+
+test-handoff: $(HANDOFF_STAMP)
+	$(PYTEST) tests/handoff
 
 check: env
 	$(BIN)/ruff check .
@@ -54,6 +60,10 @@ $(STAMP): setup.py constraints.txt Makefile
 	@echo "installing into $(VENV): 7 GB on disk, some minutes, silent unless something is wrong"
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[demo,slides,dali,test]'
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --no-deps $(FILES_ONLY)
+	@touch $@
+
+$(HANDOFF_STAMP): $(STAMP)
+	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[rl,serve,eval]'
 	@touch $@
 
 clean:

@@ -8,6 +8,7 @@ RUN = [
     "torch>=2.11,<2.16",
     "torchvision>=0.26,<0.30",  # stock Qwen3-VL processors load only with it
     "transformers>=5.17,<6",
+    "huggingface-hub>=1,<3",  # model cards; comes with transformers
     "tokenizers>=0.22",
     "safetensors>=0.8",
     "numpy>=2,<3",
@@ -49,6 +50,11 @@ TEST = [
     "jsonschema>=4.18,<5",
 ]
 
+# What an export is handed to; each is optional, and tested together in tests/handoff.
+RL = ["trl>=1.16,<2", "jmespath>=1"]  # SFT and GRPO; jmespath for tools
+SERVE = ["transformers[serving]>=5.17,<6"]  # an OpenAI-style server that also runs on a CPU
+EVAL = ["lm-eval>=0.4.13,<0.5"]
+
 GPU = ["megatron-core[te]==0.19.2"]  # Transformer Engine; its torch part is built from source against the CUDA toolkit
 
 setup(
@@ -56,9 +62,21 @@ setup(
     version="0.1.0",
     description="Medical vision-language training on Megatron-Core",
     packages=find_packages(include=["megatron_medx", "megatron_medx.*"]),
-    package_data={"megatron_medx.data": ["samples.schema.json", "inspection/show.html.jinja"]},
+    package_data={
+        "megatron_medx.data": ["samples.schema.json", "inspection/show.html.jinja"],
+        "megatron_medx.checkpoint": ["card/model_card.md.jinja"],
+    },
     python_requires=">=3.12",
     install_requires=RUN,
-    extras_require={"demo": DEMO, "slides": SLIDES, "dali": DALI, "test": TEST, "gpu": GPU},
+    extras_require={
+        "demo": DEMO,
+        "slides": SLIDES,
+        "dali": DALI,
+        "rl": RL,
+        "serve": SERVE,
+        "eval": EVAL,
+        "test": TEST,
+        "gpu": GPU,
+    },
     entry_points={"console_scripts": ["medx = megatron_medx.cli:main"]},
 )

@@ -1,19 +1,22 @@
-"""The plan of converting the largest published size, as one JSON line: keys of both sides, bytes in bf16.
+"""The plan of converting the largest published size, as one JSON line: keys of both sides, bytes in bf16, memory.
 
     python -m benchmarks.conversion_plan
 
-`benchmarks.convert` runs it in a process of its own and holds its seconds and memory to their targets.
+It is what `medx convert to-megatron DIR OUT --dry-run --json FILE` gives for a folder that holds config.json alone; the
+very command is run, in this process. `benchmarks.convert` runs this program in a process of its own and holds its
+seconds and memory to their targets.
 """
 
+import contextlib
+import io
 import json
-import math
+import tempfile
 from pathlib import Path
 
-from megatron_medx.checkpoint.rules import bindings, hf_shapes, megatron_shapes
+from megatron_medx.checkpoint.hf_config import config_json
+from megatron_medx.cli import main as medx
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.recipes.sizes import QWEN_VOCAB_SIZE, large_tower
-
-BF16_BYTES = 2
 
 
 def qwen3_vl_235b() -> ModelConfig:
@@ -35,13 +38,21 @@ def qwen3_vl_235b() -> ModelConfig:
 
 
 def main() -> None:
-    """List every key and shape of both sides and print how many there are, and their bytes."""
-    bound = bindings(qwen3_vl_235b())
-    hf, megatron = hf_shapes(bound), megatron_shapes(bound)
-    num_bytes = [BF16_BYTES * sum(map(math.prod, shapes.values())) for shapes in (hf, megatron)]
-    assert num_bytes[0] == num_bytes[1], num_bytes
-    plan = {"hf_keys": len(hf), "megatron_keys": len(megatron), "bytes": num_bytes[0]}
-    print(json.dumps(plan | {"peak_bytes": peak_bytes()}))
+    """Run the command on the sizes of the largest network and print what its plan holds."""
+    with tempfile.TemporaryDirectory(prefix="medx-plan-") as name:
+        source, report = Path(name) / "hf", Path(name) / "plan.json"
+        source.mkdir()
+        (source / "config.json").write_text(json.dumps(config_json(qwen3_vl_235b(), "bfloat16", {})))
+        words = ["convert", "to-megatron", str(source), str(Path(name) / "out"), "--dry-run", "--json", str(report)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = medx(words)
+        assert code == 0, code
+        plan = json.loads(report.read_text())
+    keys = {"hf_keys": plan["tensors"]["hf"], "megatron_keys": plan["tensors"]["megatron"]}
+    listed = sum(len(one["hf"]) for one in plan["keys"]), len(plan["keys"])
+    assert listed == tuple(keys.values()), listed
+    sizes = {"bytes": plan["bytes"], "files": len(plan["files"]), "estimated_seconds": plan["time"]["seconds"]}
+    print(json.dumps(keys | sizes | {"peak_bytes": peak_bytes()}))
 
 
 def peak_bytes() -> int:

@@ -35,7 +35,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_medx.checkpoint.hf_directory import HfDirectory, write_companions, write_weights
+from megatron_medx.checkpoint.hf_directory import HfDirectory, write_companions
+from megatron_medx.checkpoint.hf_files import SINGLE_FILE
+from megatron_medx.checkpoint.safetensors_stream import write_safetensors
 from megatron_medx.checkpoint.output_folder import check_free_space
 from megatron_medx.checkpoint.rules import bindings, hf_shapes
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
@@ -64,7 +66,7 @@ def make_source(folder: Path, model: ModelConfig) -> None:
     shapes = sorted(hf_shapes(bindings(model)).items())
     specs = {key: TensorSpec(shape, torch.bfloat16) for key, shape in shapes}
     folder.mkdir()
-    write_weights(folder, specs, _random_tensors(specs), shard_size_bytes=10**12)
+    write_safetensors(folder / SINGLE_FILE, specs, _random_tensors(specs))
     write_companions(folder, model, torch.bfloat16, folder)
 
 

@@ -23,39 +23,17 @@
 
 set -euo pipefail
 
-refuse() { # found, needed, do
-    printf 'found:  %s\nneeded: %s\ndo:     %s\n' "$1" "$2" "$3" >&2
-    exit 2
-}
-
-[[ -n "${SLURM_JOB_ID:-}" ]] || refuse "no SLURM_JOB_ID" "a Slurm job" "sbatch slurm/pretrain.sh RECIPE [overrides]"
-[[ $# -gt 0 ]] || refuse "no recipe" "the name of one, then overrides" "sbatch slurm/pretrain.sh pretrain_8b"
-
 # Slurm runs a copy of this file from its spool; the checkout is where sbatch was called.
-cd "$SLURM_SUBMIT_DIR"
-
-if [[ -n "${MEDX_CLUSTER:-}" ]]; then
-    settings="slurm/clusters/$MEDX_CLUSTER.env"
-    [[ -f "$settings" ]] || refuse "MEDX_CLUSTER=$MEDX_CLUSTER, but no $settings in $PWD" \
-        "a file with the cluster's settings" "copy slurm/clusters/example.env to it, or unset MEDX_CLUSTER"
-    # shellcheck source=/dev/null
-    source "$settings"
-fi
-
-venv="${MEDX_VENV:-.venv}"
-if [[ -f "$venv/bin/activate" ]]; then
-    # shellcheck source=/dev/null
-    source "$venv/bin/activate"
-fi
-command -v medx > /dev/null || refuse "no medx on the PATH and none in $PWD/$venv" \
-    "the environment on a file system that every node sees" "make env in the checkout, or set MEDX_VENV"
+cd "${SLURM_SUBMIT_DIR:-.}"
+[[ -f slurm/job.bash ]] || { echo "$PWD is no checkout with slurm/job.bash: call sbatch from the checkout" >&2; exit 2; }
+usage="sbatch slurm/pretrain.sh RECIPE [overrides]"
+source slurm/job.bash
+[[ $# -gt 0 ]] || refuse "no recipe" "the name of one, then overrides" "sbatch slurm/pretrain.sh pretrain_8b"
 
 # What each task reads beside Slurm's own SLURM_PROCID, SLURM_LOCALID and SLURM_NTASKS; the port follows the job id.
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR="${hosts[0]}"
 export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}" # Megatron's overlap of tensor parallelism
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not inherit it from sbatch since 22.05
 
 echo "job $SLURM_JOB_ID: $SLURM_NTASKS tasks on ${#hosts[@]} nodes, meeting on $MASTER_ADDR"
 srun --kill-on-bad-exit=1 medx train "$@" --nproc "$SLURM_NTASKS"

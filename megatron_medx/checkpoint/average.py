@@ -3,7 +3,7 @@
 For the last checkpoints of a run, or the branches of a branch-and-merge run. With a base it merges task vectors:
 base + scale * (mean - base), which is a weighted sum as well, with 1 - scale as the weight of the base.
 
-One group of tensors at a time is summed, in float64: 53 bits hold the products of the 24 of a float32 with a weight so
+Values are summed in float64: 53 bits hold the products of the 24 of a float32 with a weight so
 closely that the sum's own error is 2^-53 of its largest term a step, far below half a step of the written dtype. Then
 every value is rounded to that dtype (to bfloat16 through float32, as torch does it). Therefore
 
@@ -15,7 +15,7 @@ every value is rounded to that dtype (to bfloat16 through float32, as torch does
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -25,6 +25,8 @@ import torch
 from megatron_medx.checkpoint.content import DEFAULT_SHARD_SIZE_BYTES, Content, new_hf_directory, write_megatron_root
 from megatron_medx.checkpoint.convert import dtype_named
 from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.model_card import write_model_card
+from megatron_medx.checkpoint.row_blocks import RowBlocks, has_row_blocks
 from megatron_medx.checkpoint.rules import Binding
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.checkpoint.weights import Weights, checked_bindings, hf_specs, open_weights, read_hf_group
@@ -40,7 +42,7 @@ SUM_TOLERANCE = 1e-9
 and above what decimal fractions lose in a float64."""
 
 _BLOCK_VALUES = 2**22
-"""Values that are widened to float64 at once: 32 MiB beside the running sum."""
+"""Values that are widened to float64 at once: 32 MiB, beside as much for their sum."""
 
 _TOKENIZER = "tokenizer.json"
 
@@ -51,6 +53,7 @@ class _Term:
 
     source: Weights
     factor: float
+    rows: RowBlocks
 
 
 def average(
@@ -64,11 +67,13 @@ def average(
     hf: bool = False,
     overwrite: bool = False,
     shard_size_bytes: int = DEFAULT_SHARD_SIZE_BYTES,
+    num_workers: int = 1,
 ) -> None:
     """Write the weighted mean of checkpoints of one network; what was averaged stands in its run.yaml.
 
-    Needs memory for one group of tensors (an embedding, or the experts of a layer) in float64, as stored in one input
-    and as written, while the group before it may still be on its way to the disk; the number of inputs does not matter.
+    Needs memory for one tensor as it is written (an embedding, or the experts of a layer), while the one before it may
+    still be on its way to the disk; tensors that Megatron joins, such as gate and up, are also held in float64 and as
+    stored in one input. The number of inputs does not matter.
 
     Args:
         out: checkpoint root to create, or Hugging Face directory with `hf`.
@@ -80,7 +85,8 @@ def average(
         dtype: `keep` (the one that holds the inputs' dtypes of that tensor), `bf16` or `fp32`.
         hf: True writes a Hugging Face directory, False a Megatron release checkpoint.
         overwrite: True replaces an existing output.
-        shard_size_bytes: largest data size of one safetensors file, with `hf`.
+        shard_size_bytes: largest data size of one file.
+        num_workers: as in `to_hf`.
     Raises:
         CheckpointError: weights or scale make no mean, the networks differ, a value is not finite, or source or
             target is not what it must be; nothing is left behind.
@@ -88,20 +94,21 @@ def average(
     chosen = dtype_named(dtype)
     factors = _factors(checkpoints, weights, base, scale)
     paths = [*([] if base is None else [base]), *checkpoints]
-    terms = [_Term(open_weights(Path(path)), factor) for path, factor in zip(paths, factors, strict=True)]
+    sources = [open_weights(Path(path)) for path in paths]
+    terms = [_Term(source, factor, RowBlocks(source)) for source, factor in zip(sources, factors, strict=True)]
     _check_same_network(terms)
     content = _content(terms, chosen)
     provenance = {
         **collect_provenance(_command(out, checkpoints, weights, base, scale, dtype, hf)),
         "averaged": [_origin(term) for term in terms],
     }
+    engine = {"overwrite": overwrite, "shard_size_bytes": shard_size_bytes, "num_workers": num_workers}
     if not hf:
-        write_megatron_root(content, out, "average", provenance, overwrite=overwrite)
+        write_megatron_root(content, out, "average", provenance, **engine)
         return
-    with new_hf_directory(
-        content, out, "average", overwrite=overwrite, shard_size_bytes=shard_size_bytes
-    ) as unfinished:
+    with new_hf_directory(content, out, "average", **engine) as unfinished:
         write_model_only(content.model, unfinished / RUN_FILE, provenance)
+        write_model_card(unfinished, content.model, content.folders, factors)
 
 
 def _factors(
@@ -163,17 +170,37 @@ def _content(terms: Sequence[_Term], dtype: torch.dtype | None) -> Content:
         read=partial(_mean, terms, specs),
         folders=tuple(term.source.folder for term in terms),
         processor_folder=first.processor_folder,
+        options=repr([(str(term.source.folder), term.factor) for term in terms]),
     )
 
 
 def _mean(terms: Sequence[_Term], specs: dict[str, TensorSpec], one: Binding) -> tuple[torch.Tensor, ...]:
     """One group's weighted sums in Hugging Face layout, in the dtypes of `specs`."""
-    # -0.0 is what changes nothing when it is added to: 0.0 would turn a -0.0 of all inputs into 0.0.
-    totals = [torch.full((math.prod(shape),), -0.0, dtype=torch.float64) for shape in one.hf_shapes]
-    for term in terms:
-        for key, total, part in zip(one.hf_keys, totals, read_hf_group(term.source, one), strict=True):
-            _add(total, part, term.factor, f"{key} ({one.megatron_key}) in {term.source.folder}")
-    return tuple(_rounded(total, specs[key], key) for key, total in zip(one.hf_keys, totals, strict=True))
+    if not has_row_blocks(one):
+        readers = [iter([read_hf_group(term.source, one)]) for term in terms]
+        return _sums(terms, readers, specs, one)
+    (key,), (shape,) = one.hf_keys, one.hf_shapes
+    num_rows = max(1, _BLOCK_VALUES // math.prod(shape[1:]))
+    readers = [((block,) for block in term.rows.read(one, num_rows)) for term in terms]
+    result = torch.empty(shape, dtype=specs[key].dtype)
+    for into in result.split(num_rows):
+        (mean,) = _sums(terms, readers, specs, one)
+        into.copy_(mean)
+    return (result,)
+
+
+def _sums(
+    terms: Sequence[_Term], readers: Sequence[Iterator[tuple[torch.Tensor, ...]]], specs: dict, one: Binding
+) -> tuple[torch.Tensor, ...]:
+    """The weighted sums of what the readers, one for each term, give next: a group's tensors, or rows of them."""
+    totals = []
+    for term, reader in zip(terms, readers, strict=True):
+        parts = next(reader)
+        # -0.0 is what changes nothing when it is added to: 0.0 would turn a -0.0 of all inputs into 0.0.
+        totals = totals or [torch.full(part.shape, -0.0, dtype=torch.float64) for part in parts]
+        for key, total, part in zip(one.hf_keys, totals, parts, strict=True):
+            _add(total.view(-1), part, term.factor, f"{key} ({one.megatron_key}) in {term.source.folder}")
+    return tuple(_rounded(total, specs[key].dtype, key) for key, total in zip(one.hf_keys, totals, strict=True))
 
 
 def _add(total: torch.Tensor, part: torch.Tensor, factor: float, name: str) -> None:
@@ -189,12 +216,12 @@ def _add(total: torch.Tensor, part: torch.Tensor, factor: float, name: str) -> N
         into.add_(wide.mul_(factor))
 
 
-def _rounded(total: torch.Tensor, spec: TensorSpec, key: str) -> torch.Tensor:
-    result = total.to(spec.dtype).reshape(spec.shape)
+def _rounded(total: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:
+    result = total.to(dtype)
     if not result.isfinite().all():
         raise CheckpointError(
             f"the result for {key} reaches {total.abs().max().item():.3g}",
-            f"values that {spec.dtype} holds",
+            f"values that {dtype} holds",
             "use a smaller --scale or another --dtype",
         )
     return result

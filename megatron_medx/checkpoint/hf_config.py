@@ -5,14 +5,19 @@ the inference servers silently misread the newer `rope_parameters` style. Read a
 has built in (activations, interleaved M-RoPE, ...) are checked on reading: another value is another network.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
+from megatron_medx.checkpoint.hf_files import read_config_json
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.errors import CheckpointError
+
+if TYPE_CHECKING:  # a plan of a conversion needs sizes alone, and torch takes 550 MB
+    import torch
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 # The release whose layout the files follow. Newer readers upgrade it; older ones would warn about a newer number.
@@ -109,6 +114,9 @@ MIXTURE_OF_EXPERTS = Family(
     ),
     inert=(("vision_config.model_type", "qwen3_vl_moe"), *INERT),
 )
+TEXT_ARCHITECTURES = {"Qwen3ForCausalLM": (), "Qwen3MoeForCausalLM": MOE_FIELDS}
+"""Architecture of a text-only parent -> the fields of its config.json beyond a dense decoder's."""
+
 FAMILIES = {family.architecture: family for family in (DENSE, MIXTURE_OF_EXPERTS)}
 
 
@@ -117,29 +125,33 @@ def family_of(model: ModelConfig) -> Family:
     return MIXTURE_OF_EXPERTS if model.is_moe else DENSE
 
 
-def read_config(path: Path) -> ModelConfig:
+def read_config(path: Path, *, has_output_layer: bool | None = None) -> ModelConfig:
     """Read the sizes of a network from a hub-style or transformers-5 style `config.json`.
 
+    transformers 4.57 ties the output layer where the text section says so, 5 where the top does; the hub's files say
+    it in both places. A file where the text section alone says so can be of either: the weights tell.
+
+    Args:
+        path: the file.
+        has_output_layer: whether the weights beside it include an output layer; None: not known, the top counts.
     Raises:
-        CheckpointError: another architecture, a value that our network does not compute, or a field is missing.
+        CheckpointError: another architecture, a value that our network does not compute, a field is missing, or the
+            weights are an adapter's or quantized.
     """
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}",
-            "a Hugging Face directory with a valid config.json",
-            "check the path, or download the directory again",
-        ) from None
+    config = read_config_json(path)
     found = config.get("architectures")
     if not isinstance(found, list) or len(found) != 1 or found[0] not in FAMILIES:
         raise CheckpointError(
             f"{path} describes architecture {found}",
             f"one of the Qwen3-VL architectures {', '.join(FAMILIES)}",
-            "convert a Qwen3-VL directory",
+            "name the Qwen3-VL whose tower this decoder gets: medx convert to-megatron ... --vision-from HF"
+            if found in [[name] for name in TEXT_ARCHITECTURES]
+            else "convert a Qwen3-VL directory",
         )
     family = FAMILIES[found[0]]
     _in_hub_style(config)
+    if has_output_layer is False and _get(config, "text_config.tie_word_embeddings"):
+        config["tie_word_embeddings"] = True
     _check_built_in(config, family, path)
     model = _model_config(config, family, path)
     width = _get(config, "vision_config.out_hidden_size")

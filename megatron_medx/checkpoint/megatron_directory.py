@@ -9,14 +9,11 @@ A converted checkpoint is a `release`: Megatron's word for weights that no run h
 step 0 and asks for neither optimizer nor random state (`megatron.training.checkpointing.load_checkpoint`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from megatron_medx.checkpoint.rules import bindings, extra_state_modules
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder, write_torch_dist
+from megatron_medx.checkpoint.torch_dist import Entries, TorchDistFolder, write_index
 from megatron_medx.config.checkpoint_folders import RELEASE, RUN_FILE, TRACKER_FILE, weights_folder
 from megatron_medx.config.files import read_model_section, write_model_only
 from megatron_medx.config.model import ModelConfig
@@ -49,26 +46,26 @@ class MegatronCheckpoint(TorchDistFolder):
         self.model: ModelConfig = read_model_section(self.root / RUN_FILE)
 
 
-def write_root(
+def complete_root(
     root: Path,
     model: ModelConfig,
     specs: Mapping[str, TensorSpec],
-    tensors: Iterator[tuple[str, torch.Tensor]],
+    files: Mapping[str, Entries],
     *,
     processor_folder: Path,
     provenance: Mapping[str, object],
 ) -> None:
-    """Fill an existing, empty folder with a release checkpoint.
+    """Make a folder whose data files lie in `release` a release checkpoint.
 
     Args:
         root: the folder.
         model: sizes, for run.yaml.
-        specs: every tensor, in the order in which `tensors` yields them.
-        tensors: (key, tensor) pairs.
+        specs: every tensor.
+        files: name of each data file -> where each tensor and object lies in it.
         processor_folder: where the tokenizer files are copied from.
         provenance: what made the weights, for run.yaml.
     """
-    write_torch_dist(root / RELEASE, specs, tensors, extra_state_modules(bindings(model)))
+    write_index(root / RELEASE, specs, files)
     copy_known_files(processor_folder, root / PROCESSOR_FOLDER)
     write_model_only(model, root / RUN_FILE, dict(provenance))
     # Last, as Megatron does it: the tracker only ever names a complete folder.

@@ -1,16 +1,38 @@
-"""Write a directory so that its final name never holds half of it.
+"""Write a directory so that its final name never holds half of it, and attempts can go on with one another's work.
 
-Everything goes to `<name>.partial`, is forced to disk, and is renamed in one step. A failure removes the partial
-directory; after a kill it stays under that name, and the next attempt starts it afresh.
+Everything goes to `<name>.partial` (its layout: `finished_units.py`), is forced to disk, and is renamed in one step.
+What becomes of it when that is not reached:
+
+- bad input (a CheckpointError) or a defect of ours leaves nothing;
+- a full disk, Ctrl-C, SIGTERM and a lost worker keep it if a file in it is finished, and say so;
+- a kill or a power cut leaves it as it is.
+
+The next attempt goes on with the finished files when it makes the same from the same, and else starts afresh.
 """
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_medx.checkpoint.finished_units import (
+    CONTENT,
+    FINISHED,
+    FinishedUnits,
+    InterruptedConversion,
+    clear,
+    fingerprint_changes,
+    locked,
+    remove,
+    sync_path,
+    write_fingerprint,
+)
 from megatron_medx.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
@@ -19,39 +41,101 @@ REPLACED_SUFFIX = ".replaced"
 _RECOGNIZED_BY = ("config.json", "latest_checkpointed_iteration.txt")
 
 
+@dataclass(frozen=True, slots=True)
+class UnfinishedFolder:
+    """An output on its way."""
+
+    folder: Path
+    """To be filled."""
+    finished: FinishedUnits
+    """Which of its files are whole."""
+
+
 @contextmanager
-def new_folder(out: Path, *, source: Path, overwrite: bool, needed_bytes: int) -> Iterator[Path]:
-    """Give a partial directory to fill; make it `out` when the block ends without an error.
+def new_folder(
+    out: Path,
+    *,
+    source: Path,
+    overwrite: bool,
+    needed_bytes: int,
+    fingerprint: Mapping[str, object] | None = None,
+) -> Iterator[UnfinishedFolder]:
+    """Give a folder to fill; make it `out` when the block ends without an error.
 
     Args:
         out: final name.
         source: what is being converted; it must not lie inside `out`, which would destroy it.
         overwrite: True replaces an existing `out`, once the new one is complete.
-        needed_bytes: bytes that will be written.
+        needed_bytes: bytes that will be written, those of finished files included.
+        fingerprint: parts of what decides every byte of the output, as JSON; None: no attempt can go on with another's.
     Raises:
-        CheckpointError: `out` exists, holds the source or cannot be created, or the disk is too small.
+        CheckpointError: `out` exists, holds the source, is being written by another process or cannot be created, or
+            the disk is too small.
+        InterruptedConversion: the disk filled up or failed; finished files are kept.
     """
     out = out.absolute()
-    _check_target(out, source.absolute(), overwrite)
-    partial = out.with_name(out.name + PARTIAL_SUFFIX)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        check_free_space(out.parent, needed_bytes)
-        partial.mkdir()
-    except OSError as error:
-        raise CheckpointError(
-            f"{out} cannot be created: {error.strerror or error}",
-            "a folder that can be written",
-            "choose another output folder",
-        ) from None
-    try:
-        yield partial
-        _sync_tree(partial)
-        _replace(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    partial, replaced = (out.with_name(out.name + suffix) for suffix in (PARTIAL_SUFFIX, REPLACED_SUFFIX))
+    check_target(out, source.absolute(), overwrite)
+    with ExitStack() as stack:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(partial))
+            if replaced.exists() and not out.exists():  # an attempt was killed between its two renames
+                replaced.rename(out)
+            unfinished = _open(partial, fingerprint)
+        except OSError as error:
+            raise CheckpointError(
+                f"{out} cannot be created: {error.strerror or error}",
+                "a folder that can be written",
+                "choose another output folder",
+            ) from None
+        try:
+            check_free_space(out.parent, needed_bytes - _size_bytes(unfinished.folder))
+        except CheckpointError:
+            _leave(partial, unfinished, keep=True)
+            raise
+        try:
+            yield unfinished
+            _sync_tree(unfinished.folder)
+            _replace(unfinished.folder, out)
+            remove(partial)
+        except OSError as error:
+            _leave(partial, unfinished, keep=True)
+            raise InterruptedConversion(
+                f"{out} cannot be written: {error.strerror or error}",
+                f"{needed_bytes / 1e9:.3f} GB in {out.parent}, {shutil.disk_usage(out.parent).free / 1e9:.3f} GB free",
+                "free some space, then run the same command again: it goes on with the files that are finished",
+            ) from None
+        except BaseException as error:
+            _leave(partial, unfinished, keep=isinstance(error, InterruptedConversion | KeyboardInterrupt | SystemExit))
+            raise
+
+
+def _open(partial: Path, fingerprint: Mapping[str, object] | None) -> UnfinishedFolder:
+    """Take over what an earlier attempt left, or clear it away."""
+    unfinished = UnfinishedFolder(partial / CONTENT, FinishedUnits(partial))
+    changes = None if fingerprint is None else fingerprint_changes(partial, fingerprint)
+    if changes == []:
+        num_finished = len(unfinished.finished.facts())
+        logger.warning("%s: an earlier attempt finished %d files; this one goes on", partial, num_finished)
+        return unfinished
+    if changes:
+        logger.warning("%s: left by another conversion (other %s); starting afresh", partial, ", ".join(changes))
+    clear(partial)
+    for folder in (CONTENT, FINISHED):
+        (partial / folder).mkdir()
+    if fingerprint is not None:
+        write_fingerprint(partial, fingerprint)
+    return unfinished
+
+
+def _leave(partial: Path, unfinished: UnfinishedFolder, *, keep: bool) -> None:
+    """Remove what was begun, unless it is to be kept and a file of it is finished."""
+    num_finished = len(unfinished.finished.facts()) if keep else 0
+    if num_finished:
+        logger.warning("%s keeps %d finished files; run the same command again to go on", partial, num_finished)
+    else:
+        remove(partial)
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
@@ -69,7 +153,12 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _check_target(out: Path, source: Path, overwrite: bool) -> None:
+def check_target(out: Path, source: Path, overwrite: bool) -> None:
+    """Stop when an output must not get its name.
+
+    Raises:
+        CheckpointError: `out` exists and may not be replaced, or holds the source.
+    """
     if source.resolve().is_relative_to(out.resolve()):
         raise CheckpointError(
             f"the output {out} is, or contains, the source {source}",
@@ -88,14 +177,14 @@ def _check_target(out: Path, source: Path, overwrite: bool) -> None:
         )
 
 
-def _replace(partial: Path, out: Path) -> None:
+def _replace(content: Path, out: Path) -> None:
     """Rename the finished directory to its name; a directory that had the name goes only after that."""
     replaced = out.with_name(out.name + REPLACED_SUFFIX)
     if out.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         out.rename(replaced)
     try:
-        partial.rename(out)
+        content.rename(out)
     except BaseException:
         if replaced.exists():
             replaced.rename(out)
@@ -104,18 +193,14 @@ def _replace(partial: Path, out: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def _size_bytes(folder: Path) -> int:
+    """Bytes of the files that already lie there: their space is taken, or is used again."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _sync_tree(folder: Path) -> None:
     """Force every file and folder below to disk. Data that a writer already synced costs nothing again."""
     for parent, _, names in os.walk(folder):
         for name in names:
             sync_path(Path(parent) / name)
         sync_path(Path(parent))
-
-
-def sync_path(path: Path) -> None:
-    """fsync one file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from megatron_medx.checkpoint.safetensors_header import LENGTH_BYTES, read_header
 from megatron_medx.checkpoint.streaming import EarlyWriteback
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.errors import CheckpointError
@@ -22,8 +22,6 @@ DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16
 """The dtypes that weights are stored in, under the file format's names."""
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _HEADER_ALIGNMENT_BYTES = 8
-_LENGTH_BYTES = 8
-"""A file starts with the length of its header; data offsets count from the header's end."""
 
 
 class SafetensorsFile:
@@ -35,31 +33,11 @@ class SafetensorsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            with safe_open(path, framework="pt"):
-                pass  # for the library's checks: a whole header, offsets without gaps, the file's length
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-                headers = json.loads(file.read(length))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read: {error}",
-                "a complete safetensors file",
-                "copy or download the file again",
-            ) from None
-        headers.pop("__metadata__", None)
-        self.specs = {key: self._spec(key, header) for key, header in headers.items()}
-        self._offsets = {key: _LENGTH_BYTES + length + header["data_offsets"][0] for key, header in headers.items()}
-
-    def _spec(self, key: str, header: dict) -> TensorSpec:
-        name = header["dtype"]
-        if name not in _DTYPES:
-            raise CheckpointError(
-                f"{key} in {self.path} has dtype {name}",
-                f"one of {', '.join(_DTYPES)}",
-                "convert an unquantized checkpoint",
-            )
-        return TensorSpec(tuple(header["shape"]), _DTYPES[name])
+        headers, start = read_header(path)
+        self.specs = {
+            key: TensorSpec(tuple(header["shape"]), _DTYPES[header["dtype"]]) for key, header in headers.items()
+        }
+        self._offsets = {key: start + header["data_offsets"][0] for key, header in headers.items()}
 
     def read(self, key: str) -> torch.Tensor:
         """Return one tensor.
@@ -79,6 +57,25 @@ class SafetensorsFile:
             raise _changed(f"{self.path} ends after {found} of the {spec.num_bytes} bytes of {key}")
         return content.view(spec.dtype).reshape(spec.shape)
 
+    def blocks(self, key: str, size_bytes: int) -> Iterator[torch.Tensor]:
+        """Yield one tensor's stored bytes, uint8, `size_bytes` at a time; the last block may be smaller.
+
+        Raises:
+            CheckpointError: the file has become unreadable or shorter since it was opened.
+        """
+        left = self.specs[key].num_bytes
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offsets[key])
+                while left:
+                    block = torch.empty(min(left, size_bytes), dtype=torch.uint8)
+                    if file.readinto(block.numpy()) < block.nbytes:
+                        raise _changed(f"{self.path} ends inside {key}")
+                    left -= block.nbytes
+                    yield block
+        except OSError as error:
+            raise _changed(f"{self.path} cannot be read: {error}") from None
+
 
 def write_safetensors(path: Path, specs: Mapping[str, TensorSpec], tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
     """Write one file, taking its tensors from an iterator that yields them in the order of `specs`.
@@ -96,11 +93,10 @@ def write_safetensors(path: Path, specs: Mapping[str, TensorSpec], tensors: Iter
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT_BYTES)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little"))
         file.write(text)
         writeback = EarlyWriteback(file)
-        for expected_key, spec in specs.items():
-            key, tensor = next(tensors)
+        for (expected_key, spec), (key, tensor) in zip(specs.items(), tensors, strict=True):
             assert (key, tuple(tensor.shape), tensor.dtype) == (expected_key, spec.shape, spec.dtype), (
                 f"planned {expected_key} {spec}, got {key} {tuple(tensor.shape)} {tensor.dtype}"
             )

@@ -20,6 +20,7 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import torch
@@ -37,13 +38,12 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_medx.checkpoint.safetensors_stream import DTYPE_NAMES
-from megatron_medx.checkpoint.streaming import EarlyWriteback, read_ahead
+from megatron_medx.checkpoint.streaming import EarlyWriteback
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.config.checkpoint_folders import METADATA_FILE
 from megatron_medx.errors import CheckpointError
 
 INDEX_FILE = ".metadata"
-DATA_FILE = "__0_0.distcp"
 OPTIMIZER_PREFIXES = ("optimizer.", "chained_")
 
 COMMON_STATE = {
@@ -142,60 +142,88 @@ class TorchDistFolder:
         return part.detach()
 
 
-def write_torch_dist(
-    folder: Path,
-    specs: Mapping[str, TensorSpec],
-    tensors: Iterator[tuple[str, torch.Tensor]],
-    extra_state_modules: Mapping[str, int],
-) -> None:
-    """Create a folder that Megatron loads on any grid.
+Entries = dict[str, list[int]]
+"""Key of a tensor or object -> offset and length in its data file, in bytes."""
+
+
+def state_objects(extra_state_modules: Mapping[str, int]) -> dict[str, object]:
+    """What Megatron asks for beside the weights, by key: its common state, and extra states with nothing in them.
 
     Args:
-        folder: to be created.
-        specs: every tensor, in the order in which `tensors` yields them.
-        tensors: (key, tensor) pairs.
         extra_state_modules: modules that get an empty `_extra_state`, because Megatron stops where one is absent, with
             the number of modules that share the name.
     """
-    folder.mkdir()
-    tensors = read_ahead(tensors)
-    index = Metadata(state_dict_metadata={}, storage_data={}, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
-    with (folder / DATA_FILE).open("wb") as file:
+    extra = {
+        f"{module}._extra_state/shard_{number}_{count}": None
+        for module, count in extra_state_modules.items()
+        for number in range(count)
+    }
+    return {"common_state/shard_0_1": COMMON_STATE, **extra}
+
+
+def write_data_file(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    objects: Mapping[str, object] = MappingProxyType({}),
+) -> Entries:
+    """Write one data file and force it to disk.
+
+    Args:
+        path: file to create.
+        specs: every tensor, in the order in which `tensors` yields them.
+        tensors: (key, tensor) pairs.
+        objects: from `state_objects`, where this file is to hold them; they follow the tensors.
+    Returns:
+        Where each lies, for `write_index`.
+    """
+    entries: Entries = {}
+    with path.open("wb") as file:
         writeback = EarlyWriteback(file)
-        for expected_key, spec in specs.items():
-            key, tensor = next(tensors)
+        for (expected_key, spec), (key, tensor) in zip(specs.items(), tensors, strict=True):
             assert (key, tuple(tensor.shape), tensor.dtype) == (expected_key, spec.shape, spec.dtype), (
                 f"planned {expected_key} {spec}, got {key} {tuple(tensor.shape)} {tensor.dtype}"
             )
-            origin = torch.Size([0] * tensor.dim())
-            index.state_dict_metadata[key] = TensorStorageMetadata(
-                TensorProperties(dtype=tensor.dtype),
-                tensor.shape,
-                [ChunkStorageMetadata(origin, tensor.shape)],
-            )
-            _append(file, _own_storage(tensor), MetadataIndex(key, origin, 0), index)
+            entries[key] = _append(file, _own_storage(tensor))
             writeback.advance()
-        _append_object(file, COMMON_STATE, "common_state/shard_0_1", index)
-        for module, count in extra_state_modules.items():
-            for number in range(count):
-                _append_object(file, None, f"{module}._extra_state/shard_{number}_{count}", index)
+        for key, item in objects.items():
+            entries[key] = _append(file, [item])  # in the list that Megatron puts around objects
         file.flush()
         os.fsync(file.fileno())
+    return entries
+
+
+def write_index(folder: Path, specs: Mapping[str, TensorSpec], files: Mapping[str, Entries]) -> None:
+    """Write what makes a folder of data files a whole checkpoint, `metadata.json` last.
+
+    Args:
+        folder: with the data files.
+        specs: every tensor.
+        files: name of each data file -> what `write_data_file` returned.
+    """
+    index = Metadata(state_dict_metadata={}, storage_data={}, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
+    for key, spec in specs.items():
+        origin, shape = torch.Size([0] * len(spec.shape)), torch.Size(spec.shape)
+        index.state_dict_metadata[key] = TensorStorageMetadata(
+            TensorProperties(dtype=spec.dtype), shape, [ChunkStorageMetadata(origin, shape)]
+        )
+    for name, entries in files.items():
+        for key, (offset, length) in entries.items():
+            place = MetadataIndex(key)
+            if key in specs:
+                place = MetadataIndex(key, torch.Size([0] * len(specs[key].shape)), 0)
+            else:
+                index.state_dict_metadata[key] = BytesStorageMetadata()
+            index.storage_data[place] = _StorageInfo(name, offset, length)
     (folder / INDEX_FILE).write_bytes(pickle.dumps(index))
     (folder / METADATA_FILE).write_text(json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}))
 
 
-def _append(file: BinaryIO, item: object, key: MetadataIndex, index: Metadata) -> None:
-    """Write one tensor or object at the end of the data file and note where it lies."""
+def _append(file: BinaryIO, item: object) -> list[int]:
+    """Write one tensor or object at the end of a data file; where it lies."""
     offset = file.tell()
     torch.save(item, file)
-    index.storage_data[key] = _StorageInfo(DATA_FILE, offset, file.tell() - offset)
-
-
-def _append_object(file: BinaryIO, item: object, key: str, index: Metadata) -> None:
-    """Write something that is not a tensor, in the list that Megatron puts around objects."""
-    index.state_dict_metadata[key] = BytesStorageMetadata()
-    _append(file, [item], MetadataIndex(key), index)
+    return [offset, file.tell() - offset]
 
 
 def _own_storage(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,21 +11,18 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint.hf_config import BUILT_IN, FIELDS, MIXTURE_OF_EXPERTS, MOE_FIELDS
-from megatron_medx.checkpoint.hf_directory import INDEX_FILE, SINGLE_FILE, HfDirectory
+from megatron_medx.checkpoint.hf_config import BUILT_IN, FIELDS, MIXTURE_OF_EXPERTS, TEXT_ARCHITECTURES
+from megatron_medx.checkpoint.hf_directory import OUTPUT, HfDirectory, is_transposed
+from megatron_medx.checkpoint.hf_files import open_weight_files, read_config_json, without_repeated_output
 from megatron_medx.checkpoint.rules import DECODER_RULES, bindings, check_total, hf_shapes
-from megatron_medx.checkpoint.safetensors_stream import SafetensorsFile
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.config.checkpoint_folders import CONFIG_FILE
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.errors import CheckpointError
 
-TEXT_ARCHITECTURES = {"Qwen3ForCausalLM": (), "Qwen3MoeForCausalLM": MOE_FIELDS}
-"""Architecture of a text-only parent -> the fields of its config.json beyond a dense decoder's."""
-
 _SECTION = "text_config."
 _VISUAL = "model.visual."
-_OUTPUT, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+_TEXT_EMBEDDING = "model.embed_tokens.weight"
 _GATE_UP, _DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
 
 Shape = tuple[int, ...]
@@ -49,14 +46,18 @@ class TwoParents:
         self._vision = HfDirectory(vision)
         self.model = _joined_model(_text_config(language / CONFIG_FILE), language, self._vision)
         _check_tokenizers(language, vision)
-        self._files = _open_files(language)
-        self._keys = {
-            key: _stored_keys(key, shape, self.model)
-            for key, shape in hf_shapes(bindings(self.model, DECODER_RULES)).items()
-        }
-        self._check_language()
-        visual = {key: spec for key, spec in self._vision.specs.items() if key.startswith(_VISUAL)}
+        self._files = without_repeated_output(
+            open_weight_files(language),
+            output=OUTPUT,
+            embedding=_TEXT_EMBEDDING,
+            is_tied=self.model.tie_embeddings,
+            folder=language,
+        )
         shapes = hf_shapes(bindings(self.model, DECODER_RULES))
+        self._keys = {key: self._stored_keys(key, shape) for key, shape in shapes.items()}
+        expected = {stored: shape for parts in self._keys.values() for stored, shape in parts.items()}
+        check_total(expected, {key: file.specs[key] for key, file in self._files.items()}, str(language))
+        visual = {key: spec for key, spec in self._vision.specs.items() if key.startswith(_VISUAL)}
         self.specs = {key: TensorSpec(shape, self._dtype(key)) for key, shape in shapes.items()} | visual
 
     def read(self, key: str) -> torch.Tensor:
@@ -64,9 +65,9 @@ class TwoParents:
         if key.startswith(_VISUAL):
             return self._vision.read(key)
         parts = [self._files[stored].read(stored) for stored in self._keys[key]]
-        if not key.endswith((_GATE_UP, _DOWN)):
-            return parts[0]
         spec = self.specs[key]
+        if parts[0].dim() == len(spec.shape):  # stacked experts may lie as transformers 5 holds them in memory
+            return parts[0] if parts[0].shape == spec.shape else parts[0].transpose(1, 2).contiguous()
         stacked = torch.empty(spec.shape, dtype=spec.dtype)
         num_joined = len(parts) // len(stacked)  # gate and up of one expert side by side; down alone
         width = spec.shape[2] // num_joined
@@ -75,22 +76,24 @@ class TwoParents:
             stacked[expert, :, place * width : (place + 1) * width] = part.T
         return stacked
 
-    def _check_language(self) -> None:
-        """The text-only directory must hold its decoder exactly; a tied output layer may be stored once more."""
-        found = {key: file.specs[key] for key, file in self._files.items()}
-        if self.model.tie_embeddings and _OUTPUT in found:
-            (embedding,) = self._keys[_EMBEDDING]
-            if embedding in found and not torch.equal(
-                self._files[_OUTPUT].read(_OUTPUT), self._files[embedding].read(embedding)
-            ):
-                raise CheckpointError(
-                    f"{self.folder}: tie_word_embeddings is true, and {_OUTPUT} differs from {embedding}",
-                    "one weight for both, or an untied network",
-                    "set tie_word_embeddings to false in config.json if the output layer was trained by itself",
-                )
-            del found[_OUTPUT]
-        expected = {stored: shape for shapes in self._keys.values() for stored, shape in shapes.items()}
-        check_total(expected, found, str(self.folder))
+    def _stored_keys(self, key: str, shape: Shape) -> dict[str, Shape]:
+        """The text-only directory's tensors, with their shapes, that one tensor of a Qwen3-VL directory is made of.
+
+        Example: two experts' `...experts.gate_up_proj` is 0.gate, 0.up, 1.gate, 1.up: linear layers' matrices [I, H].
+        Directories that stack a layer's experts already have one tensor for it, in either layout.
+        """
+        stored = key.replace("model.language_model.", "model.", 1)
+        ending = next((one for one in (_GATE_UP, _DOWN) if stored.endswith(one)), None)
+        if ending is None:
+            return {stored: shape}
+        if stored in self._files:
+            is_linear = is_transposed(stored, self._files[stored].specs[stored], self.model.hidden_size)
+            return {stored: (shape[0], shape[2], shape[1]) if is_linear else shape}
+        names = ("gate", "up") if ending == _GATE_UP else ("down",)
+        experts = stored.rpartition(".")[0]
+        part = (shape[2] // len(names), shape[1])
+        numbers = range(self.model.num_experts)
+        return {f"{experts}.{expert}.{name}_proj.weight": part for expert in numbers for name in names}
 
     def _dtype(self, key: str) -> torch.dtype:
         dtypes = {stored: self._files[stored].specs[stored].dtype for stored in self._keys[key]}
@@ -105,61 +108,13 @@ class TwoParents:
         return dtype
 
 
-def _stored_keys(key: str, shape: Shape, model: ModelConfig) -> dict[str, Shape]:
-    """The tensors of a text-only directory, with their shapes, that one tensor of a Qwen3-VL directory is made of.
-
-    Example: two experts' `...experts.gate_up_proj` is 0.gate, 0.up, 1.gate, 1.up: linear layers' matrices [I, H].
-    """
-    stored = key.replace("model.language_model.", "model.", 1)
-    ending = next((one for one in (_GATE_UP, _DOWN) if stored.endswith(one)), None)
-    if ending is None:
-        return {stored: shape}
-    names = ("gate", "up") if ending == _GATE_UP else ("down",)
-    experts = stored.rpartition(".")[0]
-    part = (shape[2] // len(names), shape[1])
-    return {f"{experts}.{expert}.{name}_proj.weight": part for expert in range(model.num_experts) for name in names}
-
-
-def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
-    """Key -> the open file that holds it, of the single file or of all that the index names."""
-    names = [SINGLE_FILE]
-    index: dict[str, str] = {}
-    if (folder / INDEX_FILE).is_file():
-        try:
-            index = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{folder / INDEX_FILE} cannot be read: {error!r}",
-                "an index with a weight_map",
-                "copy or download the file again",
-            ) from None
-        names = sorted(set(index.values()))
-    files = [SafetensorsFile(folder / name) for name in names]
-    file_of = {key: file for file in files for key in file.specs}
-    wrong = sorted(
-        key for key in {*index, *file_of} if index and getattr(file_of.get(key), "path", folder).name != index.get(key)
-    )
-    if wrong:
-        raise CheckpointError(
-            f"{folder}: {INDEX_FILE} and the shards disagree about {', '.join(wrong[:8])}",
-            "every tensor in the one shard that the index names",
-            "download the directory again",
-        )
-    return file_of
-
-
 def _text_config(path: Path) -> dict[str, object]:
     """The decoder's fields of ModelConfig, from the config.json of a text-only Qwen3, in either style.
 
     Raises:
         CheckpointError: another architecture, a value that our decoder does not compute, or a field is missing.
     """
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}", "a Hugging Face directory of a text-only Qwen3", "check the path"
-        ) from None
+    config = read_config_json(path)
     found = config.get("architectures")
     if not isinstance(found, list) or len(found) != 1 or found[0] not in TEXT_ARCHITECTURES:
         raise CheckpointError(
@@ -199,6 +154,9 @@ def _check_computed(config: dict, is_moe: bool, path: Path) -> None:
         for name, value in {**built_in, "use_sliding_window": False}.items()
         if config.get(name, value) != value
     ]
+    wrong += [f"layer_types names {kind}" for kind in sorted({*(config.get("layer_types") or ())} - {"full_attention"})]
+    if is_moe and config.get("norm_topk_prob") is None:  # readers of a text-only Qwen3 take false for it then
+        wrong.append("norm_topk_prob is absent instead of true")
     if wrong:
         raise CheckpointError(
             f"{path}: " + "; ".join(wrong),

@@ -1,18 +1,20 @@
 """Compare two sets of weights of one network, each a Hugging Face directory or a Megatron checkpoint; hash one.
 
-Every tensor is compared bit for bit in Hugging Face layout; small models are also run, so that a wrong config.json
-shows, which no comparison of tensors can see. A hash table says the same across machines: it is made of values in
-Hugging Face layout, so a checkpoint and its export have the same one, whatever grid or shards they were written in.
+Every tensor is compared bit for bit in Hugging Face layout; where memory allows both networks are also run on the same
+images and text, so that a wrong config.json or a wrong rule of conversion shows, which no comparison of tensors can
+see. A hash table says the same across machines: it is made of values in Hugging Face layout, so a checkpoint and its
+export have the same one, whatever grid or shards they were written in.
 """
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from megatron_medx.checkpoint.inspection import open_with_bindings
-from megatron_medx.checkpoint.logits import logits_of
+from megatron_medx.checkpoint.logits import Sample, available_bytes, compare_outputs, fixed_sample, needed_bytes
 from megatron_medx.checkpoint.progress import byte_progress
 from megatron_medx.checkpoint.report_file import check_report_file, write_report_file
 from megatron_medx.checkpoint.rules import bindings
@@ -24,20 +26,31 @@ from megatron_medx.errors import CheckpointError
 
 NUM_WORST = 5
 """Tensors listed when something differs."""
-LOGITS_LIMIT_BYTES = 3_000_000_000
-"""Largest model, in fp32, that is also run."""
+LOGITS_LIMIT_BYTES = 150_000_000_000
+"""Largest model, in fp32, that is run however much memory there is: above it minutes become hours."""
 
 
-def verify(first: str | Path, second: str | Path, *, hashes: str | Path | None = None) -> dict:
-    """Compare every tensor, and the logits where the model is small.
+def verify(
+    first: str | Path,
+    second: str | Path,
+    *,
+    hashes: str | Path | None = None,
+    samples: Sequence[Sample] = (),
+    tensors_only: bool = False,
+) -> dict:
+    """Compare every tensor, and what both networks make of the same images and text where they fit into memory.
 
     Args:
         first, second: a Hugging Face directory, a checkpoint root, or an iter_ folder each.
         hashes: file for the hash table of `first` (see `hash_table`), made while it is read anyway.
+        samples: what both networks are run on; empty for the fixed one, random text around two random images.
+        tensors_only: True runs neither network.
     Returns:
         `bit_equal`, `num_tensors` (in Hugging Face layout), `num_different`, `first_difference` (the first tensor, in
         the order of the network, that differs; None where none does), `worst` (the tensors that differ most),
-        `logits_max_abs_diff` (None where the models were not run), `logits_note` (why not; empty otherwise).
+        `logits_max_abs_diff`, `loss_first` and `loss_second` (mean cross entropy of the next token, in nats; these
+        three are None where the networks were not run, or where a value is not finite), `logits_note` (why they were
+        not run; empty otherwise).
         A tensor is given by `name`, `megatron_name`, `max_abs_diff` and `dtypes`. Differences are None where only one
         side is NaN or infinite.
     Raises:
@@ -53,15 +66,13 @@ def verify(first: str | Path, second: str | Path, *, hashes: str | Path | None =
     if hashes is not None:
         _write_table(Path(hashes), lines)
     worst = sorted(different, key=lambda entry: -math.inf if entry["max_abs_diff"] is None else -entry["max_abs_diff"])
-    difference, note = _compare_logits(*weights)
     return {
         "bit_equal": not different,
         "num_tensors": num_tensors,
         "num_different": len(different),
         "first_difference": different[0] if different else None,
         "worst": worst[:NUM_WORST],
-        "logits_max_abs_diff": difference,
-        "logits_note": note,
+        **_compare_outputs(*weights, samples or [fixed_sample(weights[0].model)], tensors_only),
     }
 
 
@@ -160,14 +171,31 @@ def max_abs_diff(left: torch.Tensor, right: torch.Tensor) -> float | None:
     return distance(left, right).max_abs_diff
 
 
-def _compare_logits(first: Weights, second: Weights) -> tuple[float | None, str]:
-    """Largest difference of the two networks' logits on one fixed input, or None and the reason."""
+def _compare_outputs(first: Weights, second: Weights, samples: Sequence[Sample], tensors_only: bool) -> dict:
+    """The part of the result that both networks must be run for, or the reason why they are not."""
+    note = "only tensors were to be compared" if tensors_only else _reason_not_to_run(first, second, samples)
+    if note:
+        return {"logits_max_abs_diff": None, "loss_first": None, "loss_second": None, "logits_note": note}
+    outputs = compare_outputs(first, second, samples)
+    loss_first, loss_second = outputs.losses
+    return {
+        "logits_max_abs_diff": outputs.logits_max_abs_diff,
+        "loss_first": loss_first,
+        "loss_second": loss_second,
+        "logits_note": "",
+    }
+
+
+def _reason_not_to_run(first: Weights, second: Weights, samples: Sequence[Sample]) -> str:
+    """Why the two networks cannot be run here; empty where they can."""
     bound = shared_bindings(first, second)
     if len(bound) < len(bindings(first.model)):
-        return None, "a part of a network is not run"
+        return "a part of a network is not run"
     num_bytes = sum(TensorSpec(spec.shape, torch.float32).num_bytes for spec in hf_specs(first, bound).values())
     if num_bytes > LOGITS_LIMIT_BYTES:
         limit = f"{LOGITS_LIMIT_BYTES / 1e9:.0f} GB"
-        return None, f"the model has {num_bytes / 1e9:.1f} GB in fp32; above {limit} it is not run"
-    left, right = logits_of(first), logits_of(second)
-    return max_abs_diff(left, right), ""
+        return f"the model has {num_bytes / 1e9:.1f} GB in fp32; above {limit} it is not run"
+    needed, available = needed_bytes(first.model, num_bytes, samples), available_bytes()
+    if needed > available:
+        return f"to run the model in fp32 takes {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
+    return ""

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from megatron_medx.checkpoint.hf_directory import HfDirectory
+from megatron_medx.checkpoint.hf_files import ADAPTER_FILE
 from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
 from megatron_medx.checkpoint.parts import PARTS, stored_part
 from megatron_medx.checkpoint.rules import Binding, bindings, check_total, hf_shapes, megatron_shapes
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.checkpoint.two_parents import TwoParents
+from megatron_medx.checkpoint.unambiguous import check_expert_sides, check_group_dtypes
 from megatron_medx.config.checkpoint_folders import CONFIG_FILE, TRACKER_FILE, is_megatron_checkpoint
-from megatron_medx.config.model import ModelConfig
 from megatron_medx.errors import CheckpointError
 
 Weights = HfDirectory | MegatronCheckpoint | TwoParents
@@ -29,7 +30,7 @@ def open_weights(path: Path) -> Weights:
     """
     if is_megatron_checkpoint(path):
         return MegatronCheckpoint(path)
-    if (path / CONFIG_FILE).is_file():
+    if any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER_FILE)):  # the second is refused there
         return HfDirectory(path)
     raise CheckpointError(
         f"{path} holds neither {CONFIG_FILE} nor {TRACKER_FILE}",
@@ -55,12 +56,12 @@ def checked_bindings(weights: Weights, part: str | None = None) -> tuple[Binding
             f"the {part} part alone" if part else "a whole network",
             "name another directory, or write it again with another --only",
         )
-    _check_expert_sides(weights.model, weights.folder)
+    check_expert_sides(weights.model, weights.folder)
     bound = bindings(weights.model) if part is None else bindings(weights.model, PARTS[part])
     is_megatron = isinstance(weights, MegatronCheckpoint)
     check_total(megatron_shapes(bound) if is_megatron else hf_shapes(bound), weights.specs, str(weights.folder))
     if not is_megatron:
-        _check_group_dtypes(weights, bound)
+        check_group_dtypes(weights.specs, bound, weights.folder)
     return bound
 
 
@@ -84,30 +85,6 @@ def shared_bindings(first: Weights, second: Weights) -> tuple[Binding, ...]:
 def _part_of(weights: Weights) -> str | None:
     """The part that weights hold alone, which only Hugging Face directories do; None where they are whole."""
     return stored_part(weights.folder) if isinstance(weights, HfDirectory) else None
-
-
-def _check_expert_sides(model: ModelConfig, folder: Path) -> None:
-    """Readers of the export, transformers among them, tell the two layouts of stacked experts apart by their sides."""
-    width, inner = model.hidden_size, model.expert_ffn_hidden_size
-    if model.is_moe and width in (inner, 2 * inner):
-        raise CheckpointError(
-            f"{folder}: hidden size {width}, expert width {inner}",
-            "an expert width that is neither the hidden size nor half of it: with equal sides nothing tells the hub's "
-            "layout of expert matrices from the one that transformers 5 saves",
-            "train a network with another model.expert_ffn_hidden_size",
-        )
-
-
-def _check_group_dtypes(source: HfDirectory | TwoParents, bound: tuple[Binding, ...]) -> None:
-    """Joining tensors of two dtypes would silently convert one of them."""
-    for one in bound:
-        dtypes = {key: str(source.specs[key].dtype) for key in one.hf_keys}
-        if len(set(dtypes.values())) > 1:
-            raise CheckpointError(
-                f"{source.folder}: {', '.join(f'{key} is {name}' for key, name in dtypes.items())}",
-                f"one dtype for the tensors that make up {one.megatron_key}",
-                "save the directory again in one dtype",
-            )
 
 
 def hf_specs(weights: Weights, bound: tuple[Binding, ...]) -> dict[str, TensorSpec]:

@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Iterator
 
 from megatron_medx.config.checkpoint_folders import check_start
+from megatron_medx.config.exports import export_problems, exports_bytes
 from megatron_medx.config.grid import GRID_RULES, Rule, divides
 from megatron_medx.config.megatron_names import OURS
-from megatron_medx.config.memory import checkpoint_bytes
+from megatron_medx.config.memory import PRECISIONS, checkpoint_bytes
 from megatron_medx.config.nearest_grid import nearest_grid
 from megatron_medx.config.problems import Problem, raise_problems
 from megatron_medx.config.run import PARTS, RunConfig
+from megatron_medx.config.validation import validation_file_problems, validation_problems
 from megatron_medx.config.values import BOUNDS, CHOICES, value_of
 from megatron_medx.errors import CheckpointError
 
@@ -74,6 +76,7 @@ def check_files(config: RunConfig, resume: bool = False) -> None:
             check_start(config.checkpoint.start_from)
         except CheckpointError as error:
             problems.append(Problem(error.found, error.needed, error.do))
+    problems += validation_file_problems(config)
     problems += _disk(config)
     raise_problems(problems)
 
@@ -297,11 +300,15 @@ def _disk(config: RunConfig) -> Iterator[Problem]:
         yield Problem(f"{existing} is a file", "run.folder is a folder", "change run.folder")
         return
     free, needed = shutil.disk_usage(existing).free, 2 * checkpoint_bytes(config)
+    what, do = "two checkpoints, the last good one and the one being written", ""
+    if config.checkpoint.export_every_steps:
+        needed += exports_bytes(config, PRECISIONS[config.training.precision].weight)
+        what, do = f"{what}; and the exports that stay", ", lower checkpoint.keep_exports"
     if free < needed:
         yield Problem(
             f"{free / 1e9:.1f} GB free at {existing}",
-            f"{needed / 1e9:.1f} GB: two checkpoints, the last good one and the one being written",
-            "free some space, or set run.folder to another disk",
+            f"{needed / 1e9:.1f} GB: {what}",
+            f"free some space{do}, or set run.folder to another disk",
         )
 
 
@@ -315,6 +322,8 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     ((), _parts),
     (("optimizer.", "training.", "data.seq_len_tokens"), _schedule),
     ((), _start),
+    (("training.", "data.seq_len_tokens"), validation_problems),
+    (("checkpoint.", "training."), export_problems),
     (("data.seq_len_tokens", "data.sample_align_tokens"), _alignment),
     (("model.num_experts",), _mixture_of_experts),
     (("data.decoder", "data.num_workers"), _decoder),

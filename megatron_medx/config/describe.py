@@ -6,9 +6,10 @@ Numbers come from `parameters.py`, `memory.py` and `flops.py`; nothing is comput
 
 import itertools
 
+from megatron_medx.config.exports import EXPORTS
 from megatron_medx.config.flops import step_flops
 from megatron_medx.config.grid import stage_layers
-from megatron_medx.config.memory import checkpoint_bytes, worst_rank
+from megatron_medx.config.memory import PRECISIONS, checkpoint_bytes, worst_rank
 from megatron_medx.config.parameters import (
     decoder_layer_parameters,
     deepstack_parameters,
@@ -138,6 +139,7 @@ def _training(config: RunConfig) -> list[tuple[str, str]]:
         ("optimizer", f"AdamW {o.beta1:g}, {o.beta2:g}, weight decay {o.weight_decay:g}, clip {o.clip_grad_norm:g}"),
         ("loss", f"averaged per {LOSS_AVERAGES[t.loss_average]}; NaN or infinite: {ON_BAD_LOSS[t.on_bad_loss]}"),
         ("precision", f"{t.precision}, recompute {t.recompute} (tower {t.recompute_vision}), start from {start}"),
+        *_validation(config),
     ]
 
 
@@ -147,14 +149,36 @@ def _costs(config: RunConfig) -> list[tuple[str, str]]:
     row = step_flops(config.model, [data.seq_len_tokens], [], freeze)["total"]
     patches = data.max_pixels // config.model.vision.patch_size**2
     image = step_flops(config.model, [], [patches], freeze)["total"]
-    rows = config.training.global_batch_rows
-    flops = f"{_flops(row)} a full row x {rows:,} rows = {_flops(row * rows)} a step, "
+    num_rows = config.training.global_batch_rows
+    flops = f"{_flops(row)} a full row x {num_rows:,} rows = {_flops(row * num_rows)} a step, "
     flops += f"+ {_flops(image)} an image of {patches:,} patches"
-    return [
+    rows = [
         ("memory", f"{_gigabytes(sum(memory.values()))} GB estimated on the worst rank = {kinds}"),
         ("checkpoint", f"{_gigabytes(checkpoint_bytes(config))} GB every {config.checkpoint.every_steps:,} steps"),
-        ("FLOPs", flops),
     ]
+    return [*rows, *_exports(config), ("FLOPs", flops)]
+
+
+def _validation(config: RunConfig) -> list[tuple[str, str]]:
+    """When and on what, where it is asked for."""
+    training = config.training
+    if not training.validate_every_steps:
+        return []
+    rows = f"the first {training.validate_rows:,} rows" if training.validate_rows else "all rows"
+    when = f"after every {training.validate_every_steps:,} steps and the last"
+    return [("validation", f"{rows} of {config.data.validation_path}, always the same, {when}")]
+
+
+def _exports(config: RunConfig) -> list[tuple[str, str]]:
+    """What becomes of checkpoints, where it is asked for."""
+    checkpoint = config.checkpoint
+    if not checkpoint.export_every_steps:
+        return []
+    size = PRECISIONS[config.training.precision].weight * sum(parameter_counts(config.model).values())
+    measure = "of lowest validation loss" if config.training.validate_every_steps else "newest"
+    kept = f"the {checkpoint.keep_exports} {measure} stay" if checkpoint.keep_exports else "all stay"
+    when = f"every {checkpoint.export_every_steps:,} steps and after the last"
+    return [("exports", f"{_gigabytes(size)} GB {when} -> {config.run_folder / EXPORTS}, Hugging Face; {kept}")]
 
 
 def _short(number: float) -> str:

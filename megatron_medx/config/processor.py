@@ -2,13 +2,14 @@
 
 Training reads such a directory and keeps a copy beside its checkpoints; export puts the copy beside the weights. The
 files are those of the hub's own Qwen3-VL directories: `preprocessor_config.json` with its video sibling, not the
-`processor_config.json` that transformers 5 writes and transformers 4 cannot read.
+`processor_config.json` that transformers 5 writes and transformers 4 cannot read (`saved_processor.py` has the change).
 """
 
 import json
 import shutil
 from pathlib import Path
 
+from megatron_medx.config.saved_processor import NESTED_FILE, hub_files, is_nested
 from megatron_medx.errors import DataError
 
 PROCESSOR_FOLDER = "processor"
@@ -53,18 +54,30 @@ def check_processor(folder: Path) -> None:
         raise DataError(
             f"{folder} lacks {', '.join(missing)}",
             "a Qwen3-VL processor directory as on the hub: " + ", ".join(REQUIRED_FILES),
-            "set data.processor to such a directory; `make demo` builds one at <data.path>/processor",
+            "set data.processor to such a directory; `make demo` builds one at <data.path>/processor, and "
+            "`medx convert to-megatron DIR OUT` makes OUT/processor of a directory that transformers 5 saved",
         )
 
 
 def copy_known_files(source: Path, target: Path) -> list[str]:
-    """Copy the files of a processor that exist, byte for byte; return their names."""
-    names = [name for name in REQUIRED_FILES + OPTIONAL_FILES if (source / name).is_file()]
-    if names:
+    """Copy the files of a processor, byte for byte, and write in the hub's style what transformers 5 saved otherwise.
+
+    Returns:
+        Names of the files in `target`.
+
+    Raises:
+        DataError: a file that has to be read is no JSON.
+    """
+    changed = hub_files(source)
+    left_out = {*changed, NESTED_FILE} if is_nested(source) else set(changed)  # transformers 5 would read it first
+    names = [name for name in REQUIRED_FILES + OPTIONAL_FILES if (source / name).is_file() and name not in left_out]
+    if names or changed:
         target.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copyfile(source / name, target / name)
-    return names
+    for name, text in changed.items():
+        (target / name).write_text(text, encoding="utf-8")
+    return [*names, *changed]
 
 
 def copy_processor(source: Path, target: Path, *, min_pixels: int, max_pixels: int) -> None:

@@ -37,6 +37,11 @@ class DataSection:
 
     path: str = ""
     """Data folder that `medx data build` wrote, or a YAML file that mixes several (see `data/plan/mixture.py`)."""
+    validation_path: str = ""
+    """The same of samples that are not trained on: of a build with `--splits train=0.98,val=0.02` the folder `OUT/val`.
+
+    Shortened and packed like the training data, in an order that no field of the run changes.
+    """
     processor: str = ""
     """Hugging Face directory with tokenizer, chat template, image processor; its tokenizer is that of the build.
 
@@ -161,6 +166,13 @@ class TrainingSection:
 
     Either way its sample ids go to the screen and to `bad_steps.jsonl`.
     """
+    validate_every_steps: int = 0
+    """Loss on `data.validation_path` after every so many steps, and after the last; 0 means never."""
+    validate_rows: int = 0
+    """Rows that it is taken over, the first of the validation data, always the same ones.
+
+    A multiple of global_batch_rows; 0 means as many such multiples as one epoch holds.
+    """
 
 
 @dataclass(kw_only=True, slots=True)
@@ -179,6 +191,17 @@ class CheckpointSection:
     """Also take Adam's moments from `start_from`; the schedule starts anew all the same."""
     async_save: bool = False
     """Write checkpoints from a background process while training goes on."""
+    export_every_steps: int = 0
+    """Write `exports/iter_<step>`, a Hugging Face directory, of so many steps' checkpoints, and of the last.
+
+    A multiple of every_steps; 0 means never. A process of low priority converts the finished checkpoint while training
+    goes on.
+    """
+    keep_exports: int = 0
+    """Exports that stay: so many of the lowest validation loss, without validation of the newest; 0 keeps all.
+
+    Checkpoints are never deleted.
+    """
 
 
 @dataclass(kw_only=True, slots=True)

@@ -89,7 +89,11 @@ BOUNDS: dict[str, Bound] = {
     "optimizer.clip_grad_norm": AT_LEAST_0,
     "training.steps": AT_LEAST_1,
     "training.global_batch_rows": AT_LEAST_1,
+    "training.validate_every_steps": AT_LEAST_0,
+    "training.validate_rows": AT_LEAST_0,
     "checkpoint.every_steps": AT_LEAST_1,
+    "checkpoint.export_every_steps": AT_LEAST_0,
+    "checkpoint.keep_exports": AT_LEAST_0,
     "log.every_steps": AT_LEAST_1,
 }
 """Key -> interval. A field that may be None is checked only when it is not."""

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
-from PIL import Image
+from PIL import ExifTags, Image
 
 from megatron_medx.data.decoding import ImageRequest
-from megatron_medx.data.images.files import EXIF_ORIENTATION, read_image
+from megatron_medx.data.images.files import read_image
 from megatron_medx.data.images.view import AS_STORED, MAX_PIXELS
 from megatron_medx.data.patches import Patcher
 from megatron_medx.errors import ConfigError
@@ -214,7 +214,7 @@ def _is_for_dali(header: Image.Image, content: bytes) -> bool:
     if header.format == "PNG":
         is_deep = any("16" in str(tile.args) for tile in header.tile)
         return not is_deep and not any(name in content for name in PNG_ORIENTATIONS)
-    return header.getexif().get(EXIF_ORIENTATION, 1) not in range(2, 9)
+    return header.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9)
 
 
 def _decoded(request: ImageRequest) -> _Source:

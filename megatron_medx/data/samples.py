@@ -24,7 +24,7 @@ Two more parts stand for several images, and the build turns them into these: {"
 (a NIfTI file, or a folder with one DICOM series), which may have a `window`, and {"type": "slide", "slide": "a.svs"}.
 
 The same as a JSON Schema stands in `samples.schema.json` and is printed by `medx data schema`; a test holds the two
-together. Only this reader sees that ids occur once. Nothing here opens an image or knows a tokenizer.
+together. That ids occur once, only the build can see. Nothing here opens an image or knows a tokenizer.
 """
 
 import json
@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_medx.data.images.view import AS_STORED, VIEW_KEYS, ImageView
-from megatron_medx.errors import DataError
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -117,40 +116,6 @@ class Sample:
         """Images in reading order."""
         parts = [part for message in self.messages for part in message.parts] + list(self.parts)
         return [part for part in parts if isinstance(part, ImagePart)]
-
-
-def read_samples(folder: Path) -> list[Sample]:
-    """All samples of a source folder, in file order.
-
-    Raises:
-        DataError: no such file, no sample in it, or a line that is not a sample; names file, line, sample id and field.
-    """
-    path = Path(folder) / SAMPLES_FILE
-    if not path.is_file():
-        raise DataError(
-            f"no file {path}",
-            f"a source folder with {SAMPLES_FILE}",
-            "name such a folder; `medx data demo data/demo` writes one to data/demo/source",
-        )
-    samples: list[Sample] = []
-    line_of_id: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        record: dict = {}
-        try:
-            record = parse_line(line)
-            sample = parse_sample(record)
-            first = line_of_id.setdefault(sample.sample_id, number)
-            if first != number:
-                raise ValueError(f"the id stands on line {first} already", "ids that occur once")
-        except ValueError as error:
-            found, needed = error.args
-            raise _bad_line(path, number, record.get("id"), found, needed) from error
-        samples.append(sample)
-    if not samples:
-        raise DataError(f"{path} holds no sample", "at least one line", "write samples to it, one JSON object a line")
-    return samples
 
 
 # The functions below raise ValueError(found, needed); found begins with the field that it is about.
@@ -313,10 +278,3 @@ def _size(value: dict, where: str) -> tuple[int, int] | None:
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _bad_line(path: Path, number: int, sample_id: object, found: str, needed: str) -> DataError:
-    who = f" (sample {sample_id})" if isinstance(sample_id, str) and sample_id else ""
-    return DataError(
-        f"{path} line {number}{who}: {found}", needed, "mend that line; `medx data schema` prints what a line may hold"
-    )

@@ -25,14 +25,25 @@ from megatron_medx.config.run import OptimizerSection, RunConfig
 from megatron_medx.models.qwen3_vl import PART_PREFIXES
 from megatron_medx.parallel.optimizer_state import keep_bucket_padding
 from megatron_medx.training.bad_steps import BadStepGuard
+from megatron_medx.training.exports import Exporter
 from megatron_medx.training.loss import StepLosses
 from megatron_medx.training.monitor import StepMonitor
+from megatron_medx.training.validation import ValidationLog
 
 
-def install(config: RunConfig, resume: bool, monitor: StepMonitor, losses: StepLosses, guard: BadStepGuard) -> None:
+def install(
+    config: RunConfig,
+    resume: bool,
+    monitor: StepMonitor,
+    losses: StepLosses,
+    guard: BadStepGuard,
+    validation: ValidationLog,
+    exporter: Exporter | None,
+) -> None:
     """Wrap the loop of this process: rates by part, the average's denominator, bad steps, step times, our metrics.
 
-    And what is loaded: the rates of this run, not the checkpoint's, and step 0 with a carried optimizer.
+    And what is loaded: the rates of this run, not the checkpoint's, and step 0 with a carried optimizer. And what is
+    done between steps: validation is told of, and saved checkpoints are exported by the rank that has an exporter.
     """
     keep_bucket_padding()
     if not config.checkpoint.async_save:
@@ -45,6 +56,9 @@ def install(config: RunConfig, resume: bool, monitor: StepMonitor, losses: StepL
     _guard_steps(guard)
     _time_steps(config.optimizer, monitor)
     _report_steps(monitor)
+    _tell_of_validation(losses, validation)
+    if exporter is not None:
+        _export_checkpoints(exporter)
 
 
 def _save_without_a_helper() -> None:
@@ -190,3 +204,39 @@ def _report_steps(monitor: StepMonitor) -> None:
         return original(*args, **kwargs)
 
     megatron_loop.training_log = logged
+
+
+def _tell_of_validation(losses: StepLosses, validation: ValidationLog) -> None:
+    """`evaluate_and_print_results` runs the loop over the validation rows; its microbatches are those of `losses`.
+
+    Megatron's own sums are of single precision. It is also called after the last step, whether or not that was due.
+    """
+    original = megatron_loop.evaluate_and_print_results
+    parameters = inspect.signature(original)
+
+    def validated(*args, **kwargs) -> None:
+        step = parameters.bind(*args, **kwargs).arguments["iteration"]
+        if validation.is_done(step):
+            return
+        losses.start_step()
+        start = time.perf_counter()
+        original(*args, **kwargs)
+        validation.record(step, losses, time.perf_counter() - start)
+
+    megatron_loop.evaluate_and_print_results = validated
+
+
+def _export_checkpoints(exporter: Exporter) -> None:
+    """`save_checkpoint_and_time` hands a checkpoint over, to be finished now or later; each step looks what is due."""
+    save, log = megatron_loop.save_checkpoint_and_time, megatron_loop.training_log
+    parameters = inspect.signature(save)
+
+    def saved(*args, **kwargs) -> None:
+        save(*args, **kwargs)
+        exporter.saved(parameters.bind(*args, **kwargs).arguments["iteration"])
+
+    def logged(*args, **kwargs):
+        exporter.advance()
+        return log(*args, **kwargs)
+
+    megatron_loop.save_checkpoint_and_time, megatron_loop.training_log = saved, logged

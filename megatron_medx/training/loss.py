@@ -46,6 +46,8 @@ class MicrobatchLoss:
 
     sample_ids: Sequence[str]
     """Its samples."""
+    num_tokens: int = 0
+    """Text and image tokens in them, padding not counted."""
     loss_sum: Tensor | None = None
     """() weighted sum of its token losses; None on stages that compute no loss."""
     denominator: Tensor | None = None
@@ -66,9 +68,9 @@ class StepLosses:
         """Forget the step before."""
         self.microbatches.clear()
 
-    def add(self, sample_ids: Sequence[str]) -> MicrobatchLoss:
+    def add(self, sample_ids: Sequence[str], num_tokens: int = 0) -> MicrobatchLoss:
         """The entry of the next microbatch, for the loss function to fill in."""
-        entry = MicrobatchLoss(sample_ids)
+        entry = MicrobatchLoss(sample_ids, num_tokens)
         self.microbatches.append(entry)
         return entry
 

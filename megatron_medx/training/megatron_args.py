@@ -129,8 +129,8 @@ def _training(config: RunConfig) -> dict[str, Any]:
         "adam_beta2": optimizer.beta2,
         "adam_eps": optimizer.eps,
         "clip_grad": optimizer.clip_grad_norm,
-        "eval_iters": 0,
-        "eval_interval": training.steps,
+        "eval_iters": training.validate_rows // training.global_batch_rows if training.validate_every_steps else 0,
+        "eval_interval": training.validate_every_steps or training.steps,
         "dataloader_type": "external",
         "rerun_mode": "disabled",
         "check_for_nan_in_loss_and_grad": False,  # bad_steps.py checks, with sample ids instead of a traceback

@@ -19,6 +19,7 @@ One rank reports, the last, which has the losses on every grid. Keys of a line o
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -147,12 +148,13 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def draw_loss_curve(metrics: list[dict], path: Path) -> None:
+def draw_loss_curve(metrics: list[dict], path: Path, validations: Sequence[dict] = ()) -> None:
     """Picture of loss, gradient norm and learning rate over the steps of a run.
 
     Args:
         metrics: from `read_metrics`.
         path: PNG to write.
+        validations: lines of validation.jsonl; points on the loss.
     """
     import matplotlib
 
@@ -170,6 +172,10 @@ def draw_loss_curve(metrics: list[dict], path: Path) -> None:
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+    if finite := [line for line in validations if line["loss"] is not None]:
+        points = zip(*((line["step"], line["loss"]) for line in finite), strict=True)
+        axes[0].plot(*points, "o-", markersize=4, linewidth=0.8, color="#c2571a", label="validation")
+        axes[0].legend(frameon=False)
     losses = [line["loss"] for line in metrics if line["loss"] is not None]
     said = f"loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else "no loss"
     axes[0].set_title(f"{path.parent.name}: {said}", loc="left")

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from megatron.core import mpu
@@ -13,7 +14,10 @@ from megatron.training.arguments import core_transformer_config_from_args
 
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.run import RunConfig
+from megatron_medx.config.validation import validation_config
 from megatron_medx.data.loader import RowLoader, load_rows
+from megatron_medx.data.microbatch import Microbatch
+from megatron_medx.data.plan.validation import VALIDATION_TABLES
 from megatron_medx.data.rows import RowDataset, row_lengths
 from megatron_medx.models.initial_weights import set_initial_weights
 from megatron_medx.models.megatron_config import decoder_architecture
@@ -23,6 +27,7 @@ from megatron_medx.parallel.groups import solo_groups
 from megatron_medx.parallel.image_dealing import no_images, own_images
 from megatron_medx.parallel.row_dealing import deal_rows
 from megatron_medx.training.run_folder import DATA, REJECTS_FILE
+from megatron_medx.training.validation import endless_passes
 
 
 def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Callable:
@@ -102,8 +107,12 @@ def make_dataset_provider(config: RunConfig, watch: Callable[[RowLoader], None])
         watch(loader)
         return iter(itertools.tee(loader, config.parallel.virtual_pipeline))
 
+    @functools.cache
+    def validation_rows() -> Iterator:
+        return iter(itertools.tee(load_validation_rows(config), config.parallel.virtual_pipeline))
+
     def dataset_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
-        return next(rows()), None, None
+        return next(rows()), next(validation_rows()) if config.training.validate_every_steps else None, None
 
     dataset_provider.is_distributed = True
     return dataset_provider
@@ -111,19 +120,38 @@ def make_dataset_provider(config: RunConfig, watch: Callable[[RowLoader], None])
 
 def load_rank_rows(config: RunConfig, first_row: int) -> RowLoader:
     """The microbatches of this rank from row `first_row` of the run on, read ahead of the step."""
-    data = config.data
-    dataset = RowDataset(
+    dataset = rank_dataset(config, config.run_folder / DATA)
+    rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+    return start_loader(
+        config, dataset, rows_of_rank(dataset.cost, first_row, config.training.global_batch_rows, rank, size)
+    )
+
+
+def load_validation_rows(config: RunConfig) -> Iterator[Microbatch]:
+    """The microbatches of this rank of one validation after another, each from the first row on."""
+    validated = validation_config(config)
+    dataset = rank_dataset(validated, config.run_folder / DATA / VALIDATION_TABLES)
+    rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
+    rows = rows_of_rank(dataset.cost, 0, config.training.global_batch_rows, rank, size)
+    of_pass = list(itertools.islice(rows, config.training.validate_rows // size))
+    return endless_passes(functools.partial(start_loader, config, dataset), of_pass)
+
+
+def rank_dataset(config: RunConfig, tables: Path) -> RowDataset:
+    """The rows of a run, or of its validation, with the images that this rank encodes."""
+    return RowDataset(
         config,
-        config.run_folder / DATA,
+        tables,
         **row_lengths(config),
         wanted=wanted_images(config.model),
         rejects=config.run_folder / REJECTS_FILE if speaks_for_its_rows() else None,
     )
-    rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-    rows = rows_of_rank(dataset.cost, first_row, config.training.global_batch_rows, rank, size)
-    return load_rows(
-        dataset, rows, num_workers=data.num_workers, prefetch_rows=data.prefetch_rows, pin=torch.cuda.is_available()
-    )
+
+
+def start_loader(config: RunConfig, dataset: RowDataset, rows: Iterator[int]) -> RowLoader:
+    """These rows, read ahead of the step as the run says."""
+    workers, ahead = config.data.num_workers, config.data.prefetch_rows
+    return load_rows(dataset, rows, num_workers=workers, prefetch_rows=ahead, pin=torch.cuda.is_available())
 
 
 def speaks_for_its_rows() -> bool:

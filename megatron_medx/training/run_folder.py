@@ -1,7 +1,8 @@
 """The run folder: which one a run gets, what lies in it before training starts, and what a resume must not change.
 
-    run.yaml  metrics.jsonl  loss.png  logs/  tensorboard/
+    run.yaml  metrics.jsonl  validation.jsonl  loss.png  logs/  tensorboard/
     data/          the tables that the order of rows is worked out from (data/plan/prepare.py); made at each launch
+    exports/       Hugging Face directories of some steps (exports.py)
     checkpoints/   run.yaml, plan.json, processor/, iter_<step>/: whole without the rest of the folder
     start/         what a Hugging Face directory became that the run started from (start.py)
 
@@ -19,6 +20,7 @@ from megatron_medx.config.files import collect_provenance, read_run_yaml, write_
 from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_processor
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.plan.prepare import PLAN_FILE, Prepared, check_enough, compare_plans, prepare_data
+from megatron_medx.data.plan.validation import VALIDATION_TABLES, prepare_validation
 from megatron_medx.errors import CheckpointError, ConfigError
 from megatron_medx.training.start import check_same_network, prepare_start
 
@@ -49,6 +51,8 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
         check_resume(config, checkpoints)
     plan = prepare_data(config, folder / DATA)
     check_enough(config, plan)
+    if config.training.validate_every_steps:
+        prepare_validation(config, folder / DATA / VALIDATION_TABLES, checkpoints, resume)
     if resume:
         check_order(plan, checkpoints)
         config.checkpoint.start_from = read_run_yaml(checkpoints / RUN_FILE).checkpoint.start_from  # as it was

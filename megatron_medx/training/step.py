@@ -50,7 +50,8 @@ def make_forward_step(config: RunConfig, losses: StepLosses) -> Callable:
             row_weight=weights_1S.sum().to(microbatch.tokens_1S.device),
         )
         counts = microbatch_counts(microbatch, config, freeze)
-        return output, partial(sum_of_losses, weights_1L.to(output.device), counts, losses.add(row.sample_ids))
+        entry = losses.add(row.sample_ids, sum(row.sample_tokens))
+        return output, partial(sum_of_losses, weights_1L.to(output.device), counts, entry)
 
     return forward_step
 

@@ -4,12 +4,13 @@ Started by `launch.py` on one machine, or by `srun medx train ...` on a cluster.
 Megatron, torch and the libraries print goes to `logs/rank_<n>.log` in the run folder.
 """
 
+import contextlib
 import datetime
 import errno
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -17,6 +18,7 @@ from megatron_medx.config.checkpoint_folders import RUN_FILE
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.memory import checkpoint_bytes
 from megatron_medx.config.run import RunConfig
+from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.errors import CheckpointError, MedxError, ParallelismError
 from megatron_medx.training.run_folder import ERROR_FILE, LOGS
 from megatron_medx.training.start import starting_weights
@@ -67,31 +69,49 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
     from megatron_medx.models.specs import transformer_engine_usable
     from megatron_medx.training import hooks
     from megatron_medx.training.bad_steps import BadStepGuard
+    from megatron_medx.training.exports import Exporter, finish_together
     from megatron_medx.training.loss import StepLosses
     from megatron_medx.training.monitor import StepMonitor, draw_loss_curve, read_metrics
     from megatron_medx.training.providers import make_dataset_provider, make_model_provider
     from megatron_medx.training.step import make_forward_step
+    from megatron_medx.training.validation import ValidationLog
 
     use_transformer_engine = transformer_engine_usable()
     arguments = parse_megatron_arguments(config, folder, resume, use_transformer_engine)
     monitor = StepMonitor(config, folder, screen if is_reporter else None)
     losses = StepLosses()
-    hooks.install(config, resume, monitor, losses, BadStepGuard(config, folder, losses, monitor))
+    guard, validation = BadStepGuard(config, folder, losses, monitor), ValidationLog(config, folder, monitor)
+    exporter = Exporter(config, folder, monitor) if is_reporter and config.checkpoint.export_every_steps else None
+    hooks.install(config, resume, monitor, losses, guard, validation, exporter)
     try:
-        pretrain(
-            pretrain_cfg_container_from_args(arguments),
-            make_dataset_provider(config, watch=monitor.watch),
-            ModelType.encoder_or_decoder,
-            make_forward_step(config, losses),
-            model_provider=make_model_provider(config, use_transformer_engine),
-        )
-    except SystemExit as end:  # how Megatron ends early, saved and well: exit_interval, exit_duration_in_mins
-        if end.code:
-            raise
+        if exporter is not None:
+            exporter.catch_up()
+        with _ending_early():
+            pretrain(
+                pretrain_cfg_container_from_args(arguments),
+                make_dataset_provider(config, watch=monitor.watch),
+                ModelType.encoder_or_decoder,
+                make_forward_step(config, losses),
+                model_provider=make_model_provider(config, use_transformer_engine),
+            )
+        if config.checkpoint.export_every_steps:
+            finish_together(exporter)
     finally:
         monitor.close()
+        if exporter is not None:
+            exporter.stop()
     if is_reporter and (metrics := read_metrics(folder / "metrics.jsonl")):
-        draw_loss_curve(metrics, folder / "loss.png")
+        draw_loss_curve(metrics, folder / "loss.png", read_metrics(folder / VALIDATION_FILE))
+
+
+@contextlib.contextmanager
+def _ending_early() -> Iterator[None]:
+    """What Megatron does when it stops before the last step, saved and well: exit_interval, exit_duration_in_mins."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def parse_megatron_arguments(config: RunConfig, folder: Path, resume: bool, use_transformer_engine: bool):

@@ -18,7 +18,7 @@ from agreement import (
     weights,
 )
 from grids import ONE, SCENARIOS, SMALL
-from hf_import import imported
+from hf_import import after_import
 
 from megatron_medx.config.overrides import apply_overrides
 from megatron_medx.data.rows import build_row_dataset
@@ -78,18 +78,8 @@ def from_scratch(runs, name, grid):
 
 
 def from_hf(runs, name, grid):
-    """The same, three steps after import, without warm-up."""
-    words = (*SMALL, *SCENARIOS[name], "training.steps=3", "optimizer.warmup_tokens=0", "checkpoint.every_steps=100")
-
-    def train_on(grid):
-        title = f"imported {name} on {grid}"
-        start_from = imported(runs, name)
-        return runs.once(
-            title,
-            lambda runs: runs.train(title, *words, f"checkpoint.start_from={start_from.result()}", grid=grid),
-        )
-
-    return train_on(ONE), train_on(grid)
+    """The same, three steps after import."""
+    return after_import(runs, name, ONE), after_import(runs, name, grid)
 
 
 @pytest.fixture(scope="module", autouse=True)

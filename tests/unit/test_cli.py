@@ -128,12 +128,24 @@ def test_convert_passes_paths_and_options(monkeypatch):
     calls = stand_in(monkeypatch, "megatron_medx.checkpoint.convert", to_hf=None, to_megatron=None)
     assert main(["convert", "to-hf", "ckpt", "out"]) == 0
     assert main(["convert", "to-megatron", "hf", "out", "--overwrite"]) == 0
-    assert main(["convert", "to-hf", "ckpt", "out", "--dtype", "bf16", "--shard-size", "50MB"]) == 0
-    whole = {"overwrite": False, "shard_size_bytes": 5_000_000_000, "dtype": "keep", "only": None}
+    words = ["convert", "to-hf", "ckpt", "out", "--dtype", "bf16", "--shard-size", "50MB", "--workers", "3"]
+    assert main(words) == 0
+    engine = {"overwrite": False, "shard_size_bytes": 5_000_000_000, "num_workers": 1}
+    whole = engine | {"dtype": "keep", "only": None}
     assert calls == [
         ("to_hf", Path("ckpt"), Path("out"), whole),
-        ("to_megatron", Path("hf"), Path("out"), {"overwrite": True, "vision_from": None}),
-        ("to_hf", Path("ckpt"), Path("out"), whole | {"dtype": "bf16", "shard_size_bytes": 50_000_000}),
+        (
+            "to_megatron",
+            Path("hf"),
+            Path("out"),
+            engine | {"overwrite": True, "vision_from": None, "dtype": "keep", "add_tokens": None},
+        ),
+        (
+            "to_hf",
+            Path("ckpt"),
+            Path("out"),
+            whole | {"dtype": "bf16", "shard_size_bytes": 50_000_000, "num_workers": 3},
+        ),
     ]
 
 

@@ -13,7 +13,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply
 
 from megatron_medx.data.images.frames import PIXEL_FIELDS
 from megatron_medx.data.images.image_file import ImageFile
-from megatron_medx.data.images.orientation import DIRECTIONS, turn_of, turned, turned_size
+from megatron_medx.data.images.orientation import DIRECTIONS, turn_of, turned
 from megatron_medx.data.images.view import ImageView, check_frame, check_pixels
 from megatron_medx.data.images.windows import PhysicalImage, check_hu, named_windows, percentile_window, to_8bit
 from megatron_medx.errors import DataError
@@ -36,9 +36,6 @@ FRAME_MACROS = (
 """Of these groups: rescale, window, orientation and position."""
 
 PLANE_FIELDS = ["Modality", "ImageOrientationPatient", "PatientOrientation"]
-IMAGE_FIELDS = ["Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "BurnedInAnnotation"]
-SIZE_FIELDS = [*IMAGE_FIELDS, *PLANE_FIELDS, *GROUPS]
-UNIT_FIELDS = ["ImageType", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence"]
 
 PROJECTIONS = ("CR", "DX")
 """Modalities whose PatientOrientation is followed; mammograms, say, are hung by conventions of their own."""
@@ -47,19 +44,6 @@ PROJECTIONS = ("CR", "DX")
 def is_dicom(content: bytes) -> bool:
     """True where the content, whatever the file's suffix, is a DICOM file."""
     return content[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM"
-
-
-def dicom_size(file: ImageFile, view: ImageView, allow_burned_in: bool) -> tuple[int, int]:
-    """Width and height in px as shown, from the header; pixels are not read.
-
-    Raises:
-        DataError: the file holds no image, not what the view asks for, or burned-in text that is not allowed.
-    """
-    fields = SIZE_FIELDS + (UNIT_FIELDS if view.windows else [])
-    header = pydicom.dcmread(BytesIO(file.content), stop_before_pixels=True, specific_tags=fields)
-    _check(file.name, header, view, allow_burned_in)
-    check_hu(*_unit(header), view.windows, file.name)
-    return turned_size(int(header.Columns), int(header.Rows), _turn(header))
 
 
 def read_dicom(file: ImageFile, view: ImageView, allow_burned_in: bool) -> Image.Image:

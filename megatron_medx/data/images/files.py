@@ -1,7 +1,7 @@
 """Image files as 8-bit RGB pictures, whatever they are stored as.
 
-Comes in: the content of a file and the view a sample asks for. Goes out: a PIL picture for `patches.py`, or only its
-size for the index. What a file is, its content decides, not its suffix: PACS exports often have none.
+Comes in: the content of a file and the view a sample asks for. Goes out: a PIL picture for `patches.py`. What a file
+is, its content decides, not its suffix: PACS exports often have none.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from megatron_medx.data.images.dicom import dicom_size, is_dicom, read_dicom
+from megatron_medx.data.images.dicom import is_dicom, read_dicom
 from megatron_medx.data.images.image_file import ImageFile
-from megatron_medx.data.images.nifti import is_nifti, nifti_size, read_nifti
+from megatron_medx.data.images.nifti import is_nifti, read_nifti
 from megatron_medx.data.images.view import AS_STORED, ImageView, check_frame, check_pixels, too_many_pixels
 from megatron_medx.data.images.windows import check_hu, percentile_window, to_8bit
 from megatron_medx.errors import DataError
@@ -23,9 +23,6 @@ DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 DEEP_GRAY_ALPHA = "LA;16B"
 """How Pillow's decoder names a PNG of 16-bit gray with transparency, of which it would keep 8 bits."""
-
-EXIF_ORIENTATION = 0x0112
-"""EXIF tag; the values 5 to 8 turn the picture by a quarter, which swaps width and height."""
 
 
 def read_image(file: ImageFile, view: ImageView = AS_STORED, allow_burned_in: bool = False) -> Image.Image:
@@ -58,24 +55,6 @@ def read_image(file: ImageFile, view: ImageView = AS_STORED, allow_burned_in: bo
             seen = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
         return upright.convert("RGB")
-
-
-def image_size(file: ImageFile, view: ImageView = AS_STORED, allow_burned_in: bool = False) -> tuple[int, int]:
-    """Width and height in px of what `read_image` returns, from the header alone.
-
-    Raises:
-        DataError: as `read_image`, as far as the header can tell.
-    """
-    with errors_named(file):
-        if is_dicom(file.content):
-            return dicom_size(file, view, allow_burned_in)
-        if is_nifti(file.content):
-            return nifti_size(file, view)
-        with Image.open(BytesIO(file.content)) as image:
-            _seek(image, file.name, view)
-            width, height = image.size
-            quarter_turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-        return (height, width) if quarter_turned else (width, height)
 
 
 def _seek(image: Image.Image, name: str, view: ImageView) -> None:

@@ -169,20 +169,11 @@ def is_nifti(content: bytes) -> bool:
     return _header_class(_stream(content).read(348)) is not None
 
 
-def nifti_size(file: ImageFile, view: ImageView) -> tuple[int, int]:
-    """Width and height in px of a slice as shown.
-
-    Raises:
-        DataError: as `NiftiVolume.of`; no such slice; a window asked of values that by their type cannot be HU.
-    """
-    return _checked(file, view).size
-
-
 def read_nifti(file: ImageFile, view: ImageView) -> Image.Image:
     """One slice as an 8-bit RGB picture: by the windows asked for, or by the percentiles of the whole slice.
 
     Raises:
-        DataError: as `nifti_size`; a window asked of values that cannot be HU.
+        DataError: as `NiftiVolume.of`; no such slice; a window asked of values that cannot be HU.
     """
     values = _checked(file, view).values(view.frame).astype(np.float64)
     finite = values[np.isfinite(values)]

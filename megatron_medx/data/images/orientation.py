@@ -74,12 +74,6 @@ def turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def turned_size(width: int, height: int, turn: Image.Transpose | None) -> tuple[int, int]:
-    """Width and height after the turn."""
-    swaps = turn is not None and any(key[0] for key, value in TURNS.items() if value == turn)
-    return (height, width) if swaps else (width, height)
-
-
 def normal_of(to_right: Sequence[float], to_bottom: Sequence[float]) -> np.ndarray:
     """(3,) float64 unit vector across the picture, of the two the one that points to the head, the back or the left.
 

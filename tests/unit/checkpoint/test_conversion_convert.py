@@ -157,7 +157,7 @@ def test_existing_output_and_small_disk_are_refused(one_model, write_hf, tmp_pat
     with pytest.raises(CheckpointError, match="root exists"):
         to_megatron(source, tmp_path / "root")
     to_megatron(source, tmp_path / "root", overwrite=True)
-    monkeypatch.setattr(content, "_OVERHEAD_BYTES", 10**18)
+    monkeypatch.setattr(content, "OVERHEAD_BYTES", 10**18)
     with pytest.raises(CheckpointError, match="GB free"):
         to_hf(tmp_path / "root", tmp_path / "back")
 

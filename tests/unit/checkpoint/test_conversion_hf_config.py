@@ -125,6 +125,9 @@ def test_another_network_is_refused(one_model, tmp_path, path, value, message):
 def test_an_unreadable_file_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         read_config(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: not an object"):
+        read_config(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         read_config(tmp_path / "config.json")

@@ -9,9 +9,9 @@ from megatron_medx.errors import CheckpointError
 
 
 def make(out, source, *, overwrite=False, needed_bytes=0, content="new"):
-    with new_folder(out, source=source, overwrite=overwrite, needed_bytes=needed_bytes) as partial:
-        assert partial != out
-        (partial / "config.json").write_text(content)
+    with new_folder(out, source=source, overwrite=overwrite, needed_bytes=needed_bytes) as unfinished:
+        assert unfinished.folder != out
+        (unfinished.folder / "config.json").write_text(content)
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def test_the_folder_appears_when_complete(tmp_path, source):
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_write_leaves_nothing(tmp_path, source, failure):
     out = tmp_path / "out"
-    with pytest.raises(failure), new_folder(out, source=source, overwrite=False, needed_bytes=0) as partial:
-        (partial / "model.safetensors").write_text("half")
+    with pytest.raises(failure), new_folder(out, source=source, overwrite=False, needed_bytes=0) as unfinished:
+        (unfinished.folder / "model.safetensors").write_text("half")
         raise failure
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -48,7 +48,7 @@ def test_a_failing_rename_gives_the_old_its_name_back(tmp_path, source, monkeypa
     rename = Path.rename
 
     def fail_for_the_new(self, target):
-        if self.name == "out.partial":
+        if self.name == "content":
             raise KeyboardInterrupt
         return rename(self, target)
 

@@ -12,11 +12,19 @@ from megatron_medx.checkpoint import streaming
 from megatron_medx.checkpoint.safetensors_stream import SafetensorsFile, write_safetensors
 from megatron_medx.checkpoint.streaming import EarlyWriteback, read_ahead
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder, write_torch_dist
+from megatron_medx.checkpoint.torch_dist import TorchDistFolder, state_objects, write_data_file, write_index
 from megatron_medx.errors import CheckpointError
 
 TENSORS = {"a": torch.arange(35.0).reshape(5, 7), "b": torch.tensor(2.5), "c": torch.arange(11.0).bfloat16()}
 SPECS = {key: TensorSpec(tuple(tensor.shape), tensor.dtype) for key, tensor in TENSORS.items()}
+
+
+def write_torch_dist(folder):
+    """A folder with one data file and two objects."""
+    folder.mkdir()
+    objects = state_objects({"module": 2})
+    entries = write_data_file(folder / "__0_0.distcp", SPECS, iter(TENSORS.items()), objects)
+    write_index(folder, SPECS, {"__0_0.distcp": entries})
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
@@ -69,7 +77,7 @@ def test_a_growing_file_is_sent_to_the_disk_in_steps(tmp_path, monkeypatch):
 def test_both_formats_hold_what_was_sent_in_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "WRITEBACK_BYTES", 1)
     write_safetensors(tmp_path / "file", SPECS, iter(TENSORS.items()))
-    write_torch_dist(tmp_path / "folder", SPECS, iter(TENSORS.items()), {"module": 2})
+    write_torch_dist(tmp_path / "folder")
     for stored in (SafetensorsFile(tmp_path / "file"), TorchDistFolder(tmp_path / "folder")):
         assert stored.specs == SPECS
         assert all(torch.equal(stored.read(key), tensor) for key, tensor in TENSORS.items())
@@ -96,7 +104,7 @@ def test_a_file_that_is_cut_or_deleted_while_in_use_is_told(tmp_path):
 
 def _with_index(folder, change):
     """Write a folder, change its index, open it."""
-    write_torch_dist(folder, SPECS, iter(TENSORS.items()), {})
+    write_torch_dist(folder)
     index = pickle.loads((folder / ".metadata").read_bytes())
     change(index)
     (folder / ".metadata").write_bytes(pickle.dumps(index))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import torch.multiprocessing
 from conversion_networks import random_tensors, tiny_model, write_hf
 from megatron_ranks import MOE, MOE_GRIDS, WORLD_SIZE, run_moe_rank, run_rank, tensor_parallel_slice
@@ -61,6 +62,17 @@ def test_megatron_loads_a_converted_checkpoint_in_one_process(converted, tmp_pat
     assert {key: loaded[key] for key in COMMON_STATE} == COMMON_STATE
 
 
+def test_torch_loads_a_checkpoint_of_several_files(converted, tmp_path):
+    root, _ = converted
+    to_hf(root, tmp_path / "hf")
+    to_megatron(tmp_path / "hf", tmp_path / "cut", shard_size_bytes=20_000)
+    whole, cut = TorchDistFolder(root / "release"), TorchDistFolder(tmp_path / "cut" / "release")
+    assert whole.specs == cut.specs and len(list(cut.folder.glob("__0_*.distcp"))) > 10
+    loaded = {key: torch.empty(spec.shape, dtype=spec.dtype) for key, spec in cut.specs.items()}
+    dcp.load(loaded, storage_reader=dcp.FileSystemReader(cut.folder), no_dist=True)
+    assert all(torch.equal(loaded[key], whole.read(key)) for key in whole.specs)
+
+
 def test_megatron_loads_it_on_two_tensor_parallel_ranks(converted, two_ranks):
     root, _ = converted
     stored = TorchDistFolder(root / "release")
@@ -96,7 +108,8 @@ def moe_ranks(tmp_path_factory):
     """A converted mixture of experts, its Hugging Face tensors, and what two ranks made of it on every MOE_GRIDS."""
     folder = tmp_path_factory.mktemp("moe")
     tensors = random_tensors(MOE)
-    to_megatron(write_hf(folder / "hf", MOE, tensors), folder / "root")
+    to_megatron(write_hf(folder / "hf", MOE, tensors), folder / "root", shard_size_bytes=20_000)
+    assert len(list((folder / "root" / "release").glob("*.distcp"))) > 10
     arguments = (str(folder / "store"), str(folder / "root" / "release"), str(folder))
     torch.multiprocessing.spawn(run_moe_rank, args=arguments, nprocs=WORLD_SIZE)
     for grid in MOE_GRIDS:

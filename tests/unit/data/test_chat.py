@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from megatron_medx.data.chat import SampleEncoder, measure_text, render
 from megatron_medx.data.decoding import PillowDecoder
-from megatron_medx.data.images.files import image_size, read_image
+from megatron_medx.data.images.files import read_image
 from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.images.view import ImageView
 from megatron_medx.data.patches import Patcher
@@ -50,7 +50,7 @@ def located(sample, folder):
     def sized(part):
         if not isinstance(part, ImagePart):
             return part
-        return replace(part, size=image_size(ImageFile.of(folder / part.image), part.view))
+        return replace(part, size=read_image(ImageFile.of(folder / part.image), part.view).size)
 
     messages = tuple(replace(turn, parts=tuple(map(sized, turn.parts))) for turn in sample.messages)
     return replace(sample, messages=messages, parts=tuple(map(sized, sample.parts)))

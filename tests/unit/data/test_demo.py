@@ -20,12 +20,17 @@ from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.index import Manifest
 from megatron_medx.data.inspection.preview import _cards, draw_preview
 from megatron_medx.data.rows import build_row_dataset
-from megatron_medx.data.samples import read_samples
+from megatron_medx.data.samples import SAMPLES_FILE, parse_line, parse_sample
 from megatron_medx.errors import DataError
 
 
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def source_samples(demo):
+    """The samples of the demo's source, in file order."""
+    return [parse_sample(parse_line(line)) for line in (demo / "source" / SAMPLES_FILE).read_bytes().splitlines()]
 
 
 def test_building_twice_writes_the_same_files(demo, tmp_path):
@@ -34,7 +39,7 @@ def test_building_twice_writes_the_same_files(demo, tmp_path):
 
 
 def test_samples_cover_every_modality(demo):
-    samples = read_samples(demo / "source")
+    samples = source_samples(demo)
     counts = {name: sum(sample.modality == name for sample in samples) for name in [*pictures.MODALITY_NAMES, "text"]}
     assert counts["text"] == 150
     assert all(counts[name] >= 15 for name in pictures.MODALITY_NAMES)
@@ -44,7 +49,7 @@ def test_samples_cover_every_modality(demo):
 
 
 def test_source_is_built_whole(demo):
-    samples = read_samples(demo / "source")
+    samples = source_samples(demo)
     manifest = Manifest.read(demo)
     assert (manifest.num_samples, manifest.num_rejected) == (len(samples), 0)
     assert manifest.provenance["source"] == "source"

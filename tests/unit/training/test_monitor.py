@@ -97,3 +97,14 @@ def test_the_curve_is_a_picture(tmp_path):
     monitored(tmp_path, range(1, 10))
     draw_loss_curve(read_metrics(tmp_path / "metrics.jsonl"), tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validations_are_points_of_the_curve_where_they_are_finite(tmp_path):
+    monitored(tmp_path, range(1, 10))
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    pictures = []
+    for number, losses in enumerate(((), (None,), (None, 5.0), (7.0, 5.0))):
+        path = tmp_path / f"{number}.png"
+        draw_loss_curve(metrics, path, [{"step": 3 * step, "loss": loss} for step, loss in enumerate(losses, 1)])
+        pictures.append(path.read_bytes())
+    assert len(pictures[0]) > 1000 and len(set(pictures[1:])) == 3

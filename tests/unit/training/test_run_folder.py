@@ -33,6 +33,17 @@ def test_a_new_folder_holds_the_configuration_and_the_processor(tiny_run):
     assert "command: medx train" in (folder / "run.yaml").read_text()
 
 
+def test_what_is_validated_is_settled_before_the_ranks_start(tiny_run):
+    tiny_run.data.validation_path, tiny_run.training.validate_every_steps = tiny_run.data.path, 5
+    folder = prepare(tiny_run)
+    assert read_run_yaml(folder / "run.yaml").training.validate_rows > 300
+    assert (folder / "data" / "validation" / "0.npy").is_file()
+    (folder / "checkpoints" / TRACKER_FILE).write_text("5")
+    tiny_run.training.validate_rows = 7
+    with pytest.raises(ConfigError, match="would be validated on other rows"):
+        prepare(tiny_run, resume=True)
+
+
 def test_without_a_name_runs_are_numbered_and_the_newest_is_resumed(tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = []

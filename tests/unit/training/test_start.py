@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron_medx.checkpoint.content import Content, write_megatron_root
 from megatron_medx.checkpoint.hf_config import config_json
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint, write_root
-from megatron_medx.checkpoint.rules import bindings, hf_shapes, megatron_shapes
+from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.rules import bindings, hf_shapes
 from megatron_medx.checkpoint.tensor_spec import TensorSpec
 from megatron_medx.config.checkpoint_folders import (
     METADATA_FILE,
+    RELEASE,
     RUN_FILE,
     TRACKER_FILE,
     is_hf_directory,
@@ -53,14 +56,21 @@ def hf_directory(folder, model, value=0.5):
 
 def run_folder(folder, config, steps=(2, 4)):
     """A run folder with checkpoints as far as starting looks at them: tensors, run.yaml, tracker."""
-    specs = {key: TensorSpec(shape, torch.float32) for key, shape in megatron_shapes(bindings(config.model)).items()}
-    tensors = {key: torch.ones(spec.shape) for key, spec in specs.items()}
+    bound = bindings(config.model)
+    content = Content(
+        model=config.model,
+        bound=bound,
+        specs={key: TensorSpec(shape, torch.float32) for key, shape in hf_shapes(bound).items()},
+        read=lambda one: tuple(map(torch.ones, one.hf_shapes)),
+        folders=(folder / "none",),
+        processor_folder=folder / "none",
+    )
     root = folder / "checkpoints"
-    root.mkdir(parents=True)
+    write_megatron_root(content, root, "test", {}, overwrite=False)
     for step in steps:
-        write_root(root, config.model, specs, iter(tensors.items()), processor_folder=folder / "none", provenance={})
-        (root / "release").rename(root / f"iter_{step:07d}")
+        shutil.copytree(root / RELEASE, root / f"iter_{step:07d}")
         (root / TRACKER_FILE).write_text(str(step))
+    shutil.rmtree(root / RELEASE)
     write_run_yaml(config, root / RUN_FILE, {})
     return folder
 

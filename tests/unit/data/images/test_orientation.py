@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_medx.data.images.orientation import DIRECTIONS, PLANES, normal_of, plane_of, turn_of, turned, turned_size
+from megatron_medx.data.images.orientation import DIRECTIONS, PLANES, normal_of, plane_of, turn_of, turned
 
 LETTERS = {vector: letter for letter, vector in DIRECTIONS.items()}
 
@@ -27,7 +27,6 @@ def test_every_stored_order_is_turned_to_the_convention(axis_right, axis_bottom)
         )
         turn = turn_of(to_right, to_bottom)
         image = turned(labeled(to_right, to_bottom), turn)
-        assert image.size == turned_size(3, 2, turn)
         seen = np.asarray(image).astype(int)
         letters = LETTERS[tuple(seen[0, 1] - seen[0, 0])], LETTERS[tuple(seen[1, 0] - seen[0, 0])]
         plane = plane_of(to_right, to_bottom)

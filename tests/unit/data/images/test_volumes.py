@@ -9,7 +9,7 @@ import pytest
 from dicom_files import dicom_file, saved
 from nifti_files import AFFINE_LPS, VALUES_LPS, nifti_file, stored_as
 
-from megatron_medx.data.images.files import image_size, read_image
+from megatron_medx.data.images.files import read_image
 from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.images.view import AS_STORED, ImageView
 from megatron_medx.data.images.volumes import choose_slices, position_text, read_volume
@@ -145,7 +145,7 @@ def test_slices_of_a_nifti_volume_are_files_of_their_own(axcodes, name):
         for windows in ((), ("bone",)):
             whole = np.asarray(read_image(file, ImageView(windows, frame)))
             assert np.array_equal(np.asarray(read_image(one.file, ImageView(windows))), whole)
-        assert image_size(one.file) == (5, 4)
+        assert read_image(one.file).size == (5, 4)
         image = nibabel.Nifti1Image.from_bytes(one.file.content)
         assert image.get_data_dtype() == values.dtype and image.dataobj.slope == 0.5 and image.dataobj.inter == -3
         assert b"DOE" not in one.file.content
