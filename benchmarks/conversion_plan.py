@@ -13,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from megatron_medx.checkpoint.hf_config import config_json
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
 from megatron_medx.cli import main as medx
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.recipes.sizes import QWEN_VOCAB_SIZE, large_tower

@@ -35,12 +35,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_medx.checkpoint.hf_directory import HfDirectory, write_companions
-from megatron_medx.checkpoint.hf_files import SINGLE_FILE
-from megatron_medx.checkpoint.safetensors_stream import write_safetensors
-from megatron_medx.checkpoint.output_folder import check_free_space
-from megatron_medx.checkpoint.rules import bindings, hf_shapes
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory, write_companions
+from megatron_medx.checkpoint.hugging_face.hf_files import SINGLE_FILE
+from megatron_medx.checkpoint.hugging_face.safetensors_stream import write_safetensors
+from megatron_medx.checkpoint.layout.rules import bindings, hf_shapes
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.writing.output_folder import check_free_space
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.recipes.demo import demo
 from megatron_medx.recipes.sizes import qwen3_vl_2b

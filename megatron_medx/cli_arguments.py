@@ -1,4 +1,4 @@
-"""What subcommands share: how they are added, and how words become sizes, pairs and configurations."""
+"""What subcommands share: how they are added, and how words become sizes, counts, pairs and configurations."""
 
 import argparse
 import re
@@ -49,3 +49,10 @@ def read_bytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"found {text}, needed a size such as 50MB or 5GB")
     number, unit = size.groups()
     return int(number) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[unit]
+
+
+def read_count(text: str) -> int:
+    """Read a number of things."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text}, needed a number from 1 on")
+    return int(text)

@@ -1,13 +1,14 @@
-"""`medx convert ...`: Hugging Face <-> Megatron, and what can be asked of either."""
+"""`medx convert to-hf | to-megatron | average`: weights written; what can be asked of them is in `cli_weights.py`."""
 
 import argparse
-import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_medx.cli_arguments import add_command, read_bytes
+from megatron_medx.checkpoint.reports.report_file import json_report
+from megatron_medx.cli_arguments import add_command, read_bytes, read_count
+from megatron_medx.cli_weights import add_weights_commands
 from megatron_medx.errors import CheckpointError
 from megatron_medx.terminal import say
 
@@ -36,13 +37,11 @@ def add_convert_commands(commands) -> None:
         direction.add_argument(
             "--dtype", choices=("keep", "bf16", "fp32"), default="keep", help="of the written tensors"
         )
-    _add_verify(directions)
-    _add_reports(directions)
     to_hf.add_argument("--only", choices=("vision", "language", "merger"), help="write the tensors of one part alone")
     to_megatron.add_argument("--vision-from", type=Path, metavar="HF", help="SRC is a text-only Qwen3; tower from here")
     to_megatron.add_argument("--add-tokens", type=Path, metavar="FILE", help=_ADD_TOKENS)
     _add_average(directions)
-    _add_check(directions)
+    add_weights_commands(directions)
 
 
 def _add_engine_options(command) -> None:
@@ -66,31 +65,6 @@ def _add_dry_run(command) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="with --dry-run: also write the whole plan there")
 
 
-def _add_verify(directions) -> None:
-    summary = "compare two sets of weights of one network, each a Hugging Face directory or a checkpoint"
-    verify = add_command(directions, "verify", _verify, summary)
-    verify.add_argument("first", type=Path, metavar="A")
-    verify.add_argument("second", type=Path, nargs="?", metavar="B")
-    verify.add_argument("--hashes", type=Path, metavar="FILE", help="write the sha256 of every tensor of the first")
-    run_on = verify.add_mutually_exclusive_group()
-    run_on.add_argument("--data", type=Path, metavar="FOLDER", help="run both on the first rows of this data folder")
-    run_on.add_argument("--tensors-only", action="store_true", help="run neither network")
-    verify.add_argument("--rows", type=read_count, default=4, metavar="N", help="with --data: how many (default: 4)")
-
-
-def _add_reports(directions) -> None:
-    inspect = add_command(directions, "inspect", _inspect, "say what a directory or checkpoint is and holds")
-    inspect.add_argument("weights", type=Path, metavar="X")
-    inspect.add_argument("--norms", action="store_true", help="also read every tensor: norm, largest, NaN, infinities")
-    summary = "say how far any two sets of weights lie apart; exit code 1 unless equal"
-    diff = add_command(directions, "diff", _diff, summary)
-    diff.add_argument("first", type=Path, metavar="A")
-    diff.add_argument("second", type=Path, metavar="B")
-    for command in (inspect, diff):
-        command.add_argument("--all", action="store_true", help="every tensor on a line of its own")
-        command.add_argument("--json", type=Path, metavar="FILE", help="also write the whole report there")
-
-
 def _add_average(directions) -> None:
     average = add_command(directions, "average", _average, "write the weighted mean of checkpoints of one network")
     average.add_argument("out", type=Path, metavar="OUT")
@@ -103,28 +77,24 @@ def _add_average(directions) -> None:
     _add_engine_options(average)
 
 
-def read_count(text: str) -> int:
-    """Read a number of things."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"found {text}, needed a number from 1 on")
-    return int(text)
-
-
-def _add_check(directions) -> None:
-    from megatron_medx.checkpoint.readers.tables import READERS
-
-    summary = "say what servers and trainers would miss in a Hugging Face directory; headers only; exit code 1 if any"
-    check = add_command(directions, "check", _check, summary)
-    check.add_argument("hf", type=Path, metavar="HF")
-    check.add_argument("--for", dest="reader", choices=(*READERS, "all"), default="all", help="default: all")
-
-
 def _numbers(text: str) -> list[float]:
     """Read 0.5,0.3,0.2; argparse reports what is not a number."""
     return [float(word) for word in text.split(",")]
 
 
+def _check_plan_options(args: argparse.Namespace) -> None:
+    """Refuse options of the plan where none is asked for: they would be passed over."""
+    given = [name for name, value in (("--json", args.json), ("--assume-rate", args.assume_rate)) if value is not None]
+    if given and not args.dry_run:
+        raise CheckpointError(
+            f"{' and '.join(given)} without --dry-run",
+            "a plan, which they are about",
+            "add --dry-run, or leave them out",
+        )
+
+
 def _to_hf(args: argparse.Namespace) -> int:
+    _check_plan_options(args)
     if args.dry_run:
         return _dry_run(args, args.checkpoint, direction="to-hf", dtype=args.dtype, only=args.only)
     from megatron_medx.checkpoint.convert import to_hf
@@ -144,6 +114,7 @@ def _to_hf(args: argparse.Namespace) -> int:
 
 
 def _to_megatron(args: argparse.Namespace) -> int:
+    _check_plan_options(args)
     if args.dry_run:
         return _dry_run(
             args,
@@ -170,11 +141,31 @@ def _to_megatron(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dry_run(args: argparse.Namespace, source: Path, **options: object) -> int:
-    from megatron_medx.checkpoint.dry_run import dry_run
-    from megatron_medx.checkpoint.dry_run_lines import dry_run_lines
+def _average(args: argparse.Namespace) -> int:
+    from megatron_medx.checkpoint.average import average
 
-    with _report_file(args.json) as write:
+    with _stoppable():
+        average(
+            args.out,
+            args.checkpoints,
+            weights=args.weights,
+            base=args.base,
+            scale=args.scale,
+            dtype=args.dtype,
+            hf=args.hf,
+            overwrite=args.overwrite,
+            shard_size_bytes=args.shard_size,
+            num_workers=args.workers,
+        )
+    say(f"wrote {args.out}")
+    return 0
+
+
+def _dry_run(args: argparse.Namespace, source: Path, **options: object) -> int:
+    from megatron_medx.checkpoint.planning.dry_run import dry_run
+    from megatron_medx.checkpoint.planning.dry_run_lines import dry_run_lines
+
+    with json_report(args.json) as write:
         report = dry_run(
             source,
             args.out,
@@ -202,110 +193,3 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _average(args: argparse.Namespace) -> int:
-    from megatron_medx.checkpoint.average import average
-
-    with _stoppable():
-        average(
-            args.out,
-            args.checkpoints,
-            weights=args.weights,
-            base=args.base,
-            scale=args.scale,
-            dtype=args.dtype,
-            hf=args.hf,
-            overwrite=args.overwrite,
-            shard_size_bytes=args.shard_size,
-            num_workers=args.workers,
-        )
-    say(f"wrote {args.out}")
-    return 0
-
-
-def _check(args: argparse.Namespace) -> int:
-    from megatron_medx.checkpoint.readers.check import check
-    from megatron_medx.checkpoint.readers.tables import READERS
-
-    misses = check(args.hf, args.reader)
-    for miss in misses:
-        say(f"found:  {miss.found}\nneeded: {miss.needed}\ndo:     {miss.do}")
-        for reader, what in miss.readers.items():
-            say(f"        {reader}: {what}")
-    names = ", ".join(READERS.values()) if args.reader == "all" else READERS[args.reader]
-    say(f"{len(misses)} misses for {names}" if misses else f"nothing is missing for {names}")
-    return 1 if misses else 0
-
-
-def _verify(args: argparse.Namespace) -> int:
-    from megatron_medx.checkpoint.verify import hash_table, verify
-
-    if args.second is None:
-        if args.hashes is None:
-            raise CheckpointError("one set of weights", "two to compare, or --hashes FILE", "name the second one")
-        say(f"wrote the hashes of {hash_table(args.first, args.hashes)} tensors to {args.hashes}")
-        return 0
-    samples = [] if args.data is None else _samples(args.data, args.first, args.rows)
-    result = verify(args.first, args.second, hashes=args.hashes, samples=samples, tensors_only=args.tensors_only)
-    say(f"{result['num_tensors']} tensors compared bit for bit, {result['num_different']} differ")
-    if first := result["first_difference"]:
-        say(f"first difference: {first['name']} ({first['megatron_name']} in Megatron)")
-    for tensor in result["worst"]:
-        say(f"  {tensor['name']} ({tensor['megatron_name']}): largest difference {tensor['max_abs_diff']}")
-    difference = result["logits_max_abs_diff"]
-    say(f"largest difference of logits: {result['logits_note'] if difference is None else format(difference, '.2e')}")
-    for side in ("first", "second"):
-        if (loss := result.get(f"loss_{side}")) is not None:
-            say(f"loss of the {side}: {loss:.6f} nats a token")
-    say(json.dumps(result))
-    return 0 if result["bit_equal"] else 1
-
-
-def _samples(data: Path, weights: Path, number: int) -> list:
-    """The first rows of a data folder, one sample each, through the processor that lies beside the weights."""
-    import dataclasses
-
-    from megatron_medx.checkpoint.logits import Sample
-    from megatron_medx.checkpoint.weights import open_weights
-    from megatron_medx.data.inspection.first_rows import first_rows
-
-    opened = open_weights(weights)
-    rows = first_rows(data, opened.model, opened.processor_folder, number)
-    return [Sample(**{field.name: getattr(row, field.name) for field in dataclasses.fields(Sample)}) for row in rows]
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from megatron_medx.checkpoint.inspection import inspect
-    from megatron_medx.checkpoint.inspection_lines import inspection_lines
-
-    with _report_file(args.json) as write:
-        report = inspect(args.weights, with_norms=args.norms)
-        for line in inspection_lines(report, every_tensor=args.all):
-            say(line)
-        write(report)
-    return 0
-
-
-def _diff(args: argparse.Namespace) -> int:
-    from megatron_medx.checkpoint.diff import diff
-    from megatron_medx.checkpoint.diff_lines import diff_lines
-
-    with _report_file(args.json) as write:
-        report = diff(args.first, args.second)
-        for line in diff_lines(report, every_tensor=args.all):
-            say(line)
-        write(report)
-    return 0 if report["equal"] else 1
-
-
-@contextmanager
-def _report_file(path: Path | None) -> Iterator[Callable[[dict], None]]:
-    """A function that writes a report as JSON, if a file is wanted; whether it can be written is known before."""
-    from megatron_medx.checkpoint.report_file import check_report_file, write_report_file
-
-    if path is None:
-        yield lambda report: None
-        return
-    check_report_file(path)
-    yield lambda report: write_report_file(path, json.dumps(report, indent=2) + "\n")

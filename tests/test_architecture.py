@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "cli": None,
     "cli_data": None,
     "cli_convert": None,
+    "cli_weights": None,
     "cli_arguments": {"config", "recipes", "errors"},
 }
 """Part of the package -> the other parts it may import; None is any. A new part needs a line here."""

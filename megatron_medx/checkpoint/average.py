@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 
+from megatron_medx.checkpoint.card.model_card import write_model_card
 from megatron_medx.checkpoint.content import DEFAULT_SHARD_SIZE_BYTES, Content, new_hf_directory, write_megatron_root
 from megatron_medx.checkpoint.convert import dtype_named
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.model_card import write_model_card
-from megatron_medx.checkpoint.row_blocks import RowBlocks, has_row_blocks
-from megatron_medx.checkpoint.rules import Binding
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.layout.rules import Binding
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.sources.row_blocks import RowBlocks, has_row_blocks
 from megatron_medx.checkpoint.weights import Weights, checked_bindings, hf_specs, open_weights, read_hf_group
 from megatron_medx.config.checkpoint_folders import RUN_FILE, step_of
 from megatron_medx.config.differences import differences

@@ -15,17 +15,23 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint.hf_directory import write_companions, write_shard_index
-from megatron_medx.checkpoint.megatron_directory import complete_root
-from megatron_medx.checkpoint.output_folder import UnfinishedFolder, new_folder
-from megatron_medx.checkpoint.progress import Advance, byte_progress
-from megatron_medx.checkpoint.rules import Binding, bindings, extra_state_modules
-from megatron_medx.checkpoint.safetensors_stream import write_safetensors
-from megatron_medx.checkpoint.streaming import read_ahead
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.torch_dist import state_objects, write_data_file
-from megatron_medx.checkpoint.work_units import DEFAULT_SHARD_SIZE_BYTES, OVERHEAD_BYTES, Unit, hf_units, megatron_units
-from megatron_medx.checkpoint.workers import Write, started
+from megatron_medx.checkpoint.hugging_face.hf_directory import write_companions, write_shard_index
+from megatron_medx.checkpoint.hugging_face.safetensors_stream import write_safetensors
+from megatron_medx.checkpoint.layout.rules import Binding, bindings, extra_state_modules
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.megatron_files.megatron_directory import complete_root
+from megatron_medx.checkpoint.megatron_files.torch_dist import state_objects, write_data_file
+from megatron_medx.checkpoint.writing.output_folder import UnfinishedFolder, new_folder
+from megatron_medx.checkpoint.writing.progress import Advance, byte_progress
+from megatron_medx.checkpoint.writing.streaming import read_ahead
+from megatron_medx.checkpoint.writing.work_units import (
+    DEFAULT_SHARD_SIZE_BYTES,
+    OVERHEAD_BYTES,
+    Unit,
+    hf_units,
+    megatron_units,
+)
+from megatron_medx.checkpoint.writing.workers import Write, started
 from megatron_medx.config.checkpoint_folders import RELEASE
 from megatron_medx.config.model import ModelConfig
 

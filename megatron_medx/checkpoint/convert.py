@@ -12,16 +12,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from megatron_medx.checkpoint.added_tokens import read_added_tokens, write_processor
+from megatron_medx.checkpoint.card.model_card import write_model_card
 from megatron_medx.checkpoint.content import DEFAULT_SHARD_SIZE_BYTES, Content, new_hf_directory, write_megatron_root
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.model_card import write_model_card
-from megatron_medx.checkpoint.origin import origin_of
-from megatron_medx.checkpoint.parts import PARTS, check_part, mark_part
-from megatron_medx.checkpoint.rules import bindings
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.two_parents import TwoParents
-from megatron_medx.checkpoint.vocabulary import growth_provenance, with_added_tokens
+from megatron_medx.checkpoint.layout.parts import PARTS, check_part, mark_part
+from megatron_medx.checkpoint.layout.rules import bindings
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.sources.added_tokens import read_added_tokens, write_processor
+from megatron_medx.checkpoint.sources.origin import origin_of
+from megatron_medx.checkpoint.sources.two_parents import TwoParents
+from megatron_medx.checkpoint.sources.vocabulary import growth_provenance, with_added_tokens
 from megatron_medx.checkpoint.weights import checked_bindings, hf_specs, open_weights, read_hf_group
 from megatron_medx.config.files import collect_provenance
 from megatron_medx.config.processor import generation_token_ids

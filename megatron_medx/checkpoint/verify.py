@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint.inspection import open_with_bindings
-from megatron_medx.checkpoint.logits import Sample, available_bytes, compare_outputs, fixed_sample, needed_bytes
-from megatron_medx.checkpoint.progress import byte_progress
-from megatron_medx.checkpoint.report_file import check_report_file, write_report_file
-from megatron_medx.checkpoint.rules import bindings
-from megatron_medx.checkpoint.tensor_norms import distance
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.layout.rules import bindings
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.reports.inspection import open_with_bindings
+from megatron_medx.checkpoint.reports.report_file import check_report_file, write_report_file
+from megatron_medx.checkpoint.reports.tensor_norms import distance
+from megatron_medx.checkpoint.running.logits import Sample, available_bytes, compare_outputs, fixed_sample, needed_bytes
 from megatron_medx.checkpoint.weights import Weights, hf_specs, open_weights, read_hf_group, shared_bindings
+from megatron_medx.checkpoint.writing.progress import byte_progress
 from megatron_medx.config.differences import differences
 from megatron_medx.errors import CheckpointError
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from megatron_medx.checkpoint.hf_directory import HfDirectory
-from megatron_medx.checkpoint.hf_files import ADAPTER_FILE
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.parts import PARTS, stored_part
-from megatron_medx.checkpoint.rules import Binding, bindings, check_total, hf_shapes, megatron_shapes
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.two_parents import TwoParents
-from megatron_medx.checkpoint.unambiguous import check_expert_sides, check_group_dtypes
+from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory
+from megatron_medx.checkpoint.hugging_face.hf_files import ADAPTER_FILE
+from megatron_medx.checkpoint.layout.parts import PARTS, stored_part
+from megatron_medx.checkpoint.layout.rules import Binding, bindings, check_total, hf_shapes, megatron_shapes
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.layout.unambiguous import check_expert_sides, check_group_dtypes
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.sources.two_parents import TwoParents
 from megatron_medx.config.checkpoint_folders import CONFIG_FILE, TRACKER_FILE, is_megatron_checkpoint
 from megatron_medx.errors import CheckpointError
 

@@ -1,6 +1,6 @@
 """ModelConfig: the sizes of one Qwen3-VL network, as data.
 
-Field names are ours; `checkpoint/hf_config.py` holds the table to Hugging Face's `config.json`,
+Field names are ours; `checkpoint/hugging_face/hf_config.py` holds the table to Hugging Face's `config.json`,
 `models/megatron_config.py` the one to Megatron's TransformerConfig.
 """
 

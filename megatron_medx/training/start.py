@@ -110,7 +110,7 @@ def _check_tracker(weights: Path) -> None:
 
 def _check_optimizer(config: RunConfig, weights: Path) -> None:
     """Every parameter that is trained needs its moments."""
-    from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+    from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
 
     if not TorchDistFolder(weights).has_optimizer:
         _refuse_to_carry(config, f"{weights} holds no optimizer state")
@@ -137,7 +137,7 @@ def _refuse_to_carry(config: RunConfig, found: str) -> None:
 def _convert(model: ModelConfig, source: Path, start: Path) -> None:
     """Convert a Hugging Face directory, unless a launch that ended early has done it and the source is as it was."""
     from megatron_medx.checkpoint.convert import conversion_command, to_megatron
-    from megatron_medx.checkpoint.hf_directory import HfDirectory
+    from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory
 
     _check_model(HfDirectory(source).model, model, source)
     if (start / TRACKER_FILE).is_file():

@@ -6,7 +6,7 @@ import torch
 from medx_runs import Run
 from torch.distributed.checkpoint import FileSystemReader
 
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
 
 LOSS_TOLERANCE = 1e-5
 NORM_TOLERANCE, MOMENT_TOLERANCE = 1e-5, 1e-5

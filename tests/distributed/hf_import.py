@@ -10,7 +10,7 @@ from grids import ONE, SCENARIOS, SMALL
 from medx_runs import Run, Runs
 
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.hf_config import config_json
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.overrides import apply_overrides
 from megatron_medx.recipes import get_recipe

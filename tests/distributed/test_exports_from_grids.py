@@ -13,11 +13,11 @@ from hf_import import EXPORTED, FROM_EXPORT, WITHOUT_OPTIMIZER, after_import, ex
 from safetensors.torch import load_file
 
 from megatron_medx.checkpoint.convert import to_hf
-from megatron_medx.checkpoint.inspection import inspect
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.row_blocks import RowBlocks, has_row_blocks
-from megatron_medx.checkpoint.rules import bindings
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+from megatron_medx.checkpoint.layout.rules import bindings
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
+from megatron_medx.checkpoint.reports.inspection import inspect
+from megatron_medx.checkpoint.sources.row_blocks import RowBlocks, has_row_blocks
 from megatron_medx.checkpoint.verify import bit_equal
 from megatron_medx.checkpoint.weights import read_hf_group
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from grids import ONE, ONE_STEP, SCENARIOS, SMALL
 
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
 
 
 @pytest.fixture(scope="module", autouse=True)

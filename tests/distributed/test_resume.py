@@ -14,7 +14,7 @@ from grids import ONE, SCENARIOS, SMALL, UNPACKED
 from medx_runs import read_metrics, stopped_at
 from processes import wait_until, worker_pids
 
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
 from megatron_medx.config.files import read_run_yaml
 
 

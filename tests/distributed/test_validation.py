@@ -13,7 +13,7 @@ from agreement import LOSS_TOLERANCE, assert_same_losses
 from grids import ONE, SCENARIOS, SMALL
 from medx_runs import stopped_at
 
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
 from megatron_medx.checkpoint.verify import verify
 
 GRIDS = (("dense", "pp2 vpp2"), ("dense", "tp2 cp2"), ("experts", "dp2 ep2"))

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.hf_config import config_json
-from megatron_medx.checkpoint.rules import bindings, hf_shapes
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
+from megatron_medx.checkpoint.layout.rules import bindings, hf_shapes
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.config.processor import vision_token_ids
 from megatron_medx.data.demo import tokenizer

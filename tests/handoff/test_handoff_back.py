@@ -18,8 +18,8 @@ from trl.chat_template_utils import add_response_schema
 from trl_runs import train, zoomed
 
 from megatron_medx import cli
-from megatron_medx.checkpoint.hf_directory import HfDirectory
-from megatron_medx.checkpoint.logits import Sample, stock_arguments
+from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory
+from megatron_medx.checkpoint.running.logits import Sample, stock_arguments
 from megatron_medx.config.files import write_run_yaml
 from megatron_medx.config.processor import REQUIRED_FILES
 from megatron_medx.config.run import RunConfig

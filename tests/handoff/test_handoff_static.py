@@ -12,11 +12,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from megatron_medx.checkpoint.convert import to_hf
-from megatron_medx.checkpoint.hf_config import config_json
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
+from megatron_medx.checkpoint.layout.rules import bindings, hf_shapes
 from megatron_medx.checkpoint.readers.check import check
 from megatron_medx.checkpoint.readers.surroundings import FILES, RELATIONS, TOKENS
 from megatron_medx.checkpoint.readers.tables import KEYS, READERS, TENSORS
-from megatron_medx.checkpoint.rules import bindings, hf_shapes
 from megatron_medx.cli import main
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.errors import CheckpointError

@@ -8,9 +8,9 @@ from second_environment import REPOSITORY, run_in_version_4, run_in_version_5
 from transformers_run import NUM_NEW_TOKENS, picture
 
 from megatron_medx.checkpoint.convert import to_megatron
-from megatron_medx.checkpoint.logits import Sample
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.megatron_logits import write_megatron_logits
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.running.logits import Sample
+from megatron_medx.checkpoint.running.megatron_logits import write_megatron_logits
 from megatron_medx.data.positions import mrope_positions
 
 CLASSES = {"dense": "Qwen3VLForConditionalGeneration", "moe": "Qwen3VLMoeForConditionalGeneration"}

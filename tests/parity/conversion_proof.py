@@ -12,9 +12,9 @@ import transformers
 from safetensors.torch import load_file
 
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.logits import fixed_sample, stock_arguments
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.megatron_logits import load_network, network_logits
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.running.logits import fixed_sample, stock_arguments
+from megatron_medx.checkpoint.running.megatron_logits import load_network, network_logits
 from megatron_medx.checkpoint.verify import bit_equal
 
 LOGITS_TOLERANCE = 1e-5

@@ -5,9 +5,9 @@ import transformers
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import nested_values
 
-from megatron_medx.checkpoint.hf_config import config_json
-from megatron_medx.checkpoint.rules import bindings
-from megatron_medx.checkpoint.transformations import ExpertTranspose
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
+from megatron_medx.checkpoint.layout.rules import bindings
+from megatron_medx.checkpoint.layout.transformations import ExpertTranspose
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.models.megatron_config import decoder_config
 from megatron_medx.models.qwen3_vl import Qwen3VLModel

@@ -10,9 +10,9 @@ import transformers
 from conversion_proof import SHAPES, prove_conversion, stock_logits, stock_model
 
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.hf_config import read_config
-from megatron_medx.checkpoint.hf_directory import HfDirectory
-from megatron_medx.checkpoint.rules import bindings, hf_shapes
+from megatron_medx.checkpoint.hugging_face.hf_config import read_config
+from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory
+from megatron_medx.checkpoint.layout.rules import bindings, hf_shapes
 
 
 @pytest.fixture(params=list(SHAPES.values()), ids=list(SHAPES))

@@ -10,14 +10,14 @@ import torch
 from conversion_proof import DENSE, EXPERTS, LOGITS_TOLERANCE, stock_model
 from safetensors.torch import load_file, save_file
 
-from megatron_medx.checkpoint import logits as logits_module
 from megatron_medx.checkpoint import verify as verify_module
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.hf_config import read_config
-from megatron_medx.checkpoint.hf_directory import HfDirectory
-from megatron_medx.checkpoint.logits import compare_outputs, fixed_sample, stock_arguments
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.megatron_logits import load_network, network_logits
+from megatron_medx.checkpoint.hugging_face.hf_config import read_config
+from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.running import logits as logits_module
+from megatron_medx.checkpoint.running.logits import compare_outputs, fixed_sample, stock_arguments
+from megatron_medx.checkpoint.running.megatron_logits import load_network, network_logits
 from megatron_medx.checkpoint.verify import verify
 from megatron_medx.errors import CheckpointError
 

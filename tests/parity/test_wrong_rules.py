@@ -8,8 +8,14 @@ import pytest
 import torch
 from conversion_proof import DENSE, EXPERTS, prove_conversion, stock_model
 
-from megatron_medx.checkpoint import rules
-from megatron_medx.checkpoint.transformations import ExpertTranspose, GateUp, PatchEmbed, QkvInterleave, VisionQkv
+from megatron_medx.checkpoint.layout import rules
+from megatron_medx.checkpoint.layout.transformations import (
+    ExpertTranspose,
+    GateUp,
+    PatchEmbed,
+    QkvInterleave,
+    VisionQkv,
+)
 from megatron_medx.errors import CheckpointError
 
 BITS, LOGITS, SHAPES = (AssertionError, "bits differ"), (AssertionError, "logits differ"), (CheckpointError, "shape")

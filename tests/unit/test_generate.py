@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_medx.checkpoint.hf_config import config_json
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
 from megatron_medx.errors import CheckpointError, DataError
 from megatron_medx.generate import Assistant
 from megatron_medx.recipes import get_recipe

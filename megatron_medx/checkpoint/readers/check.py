@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_medx.checkpoint.hf_files import open_weight_files, read_config_json
-from megatron_medx.checkpoint.layer_ranges import by_layer, joined
+from megatron_medx.checkpoint.hugging_face.hf_files import open_weight_files, read_config_json
 from megatron_medx.checkpoint.readers.expectations import Key, Relation, Sources, Tensor
 from megatron_medx.checkpoint.readers.surroundings import FILES, RELATIONS, TOKENS
 from megatron_medx.checkpoint.readers.tables import (
@@ -26,6 +25,7 @@ from megatron_medx.checkpoint.readers.tables import (
     TENSORS,
     TRANSFORMERS_5,
 )
+from megatron_medx.checkpoint.reports.layer_ranges import by_layer, joined
 from megatron_medx.config.checkpoint_folders import CONFIG_FILE
 from megatron_medx.errors import CheckpointError
 

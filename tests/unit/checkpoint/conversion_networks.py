@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from megatron_medx.checkpoint.hf_config import config_json
-from megatron_medx.checkpoint.rules import bindings, hf_shapes
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
+from megatron_medx.checkpoint.layout.rules import bindings, hf_shapes
 from megatron_medx.config.model import ModelConfig, VisionConfig
 
 TOKEN_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}

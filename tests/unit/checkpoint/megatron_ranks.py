@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from conversion_networks import tiny_model
 
-from megatron_medx.checkpoint.torch_dist import COMMON_STATE
+from megatron_medx.checkpoint.megatron_files.torch_dist import COMMON_STATE
 from megatron_medx.config.model import ModelConfig
 
 MOE = tiny_model(experts=(6, 2))
@@ -58,7 +58,7 @@ def run_rank(rank: int, store: str, converted: str, out: str) -> None:
     start(rank, store)
     from megatron.core import dist_checkpointing
 
-    from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+    from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
 
     stored = TorchDistFolder(Path(converted))
     empty = {

@@ -13,10 +13,11 @@ import torch
 from conversion_networks import random_tensors, tiny_model, write_hf
 from huggingface_hub import ModelCard
 
-from megatron_medx.checkpoint import card_facts, torch_dist
 from megatron_medx.checkpoint.average import average
-from megatron_medx.checkpoint.card_stages import place_name, without_folders
+from megatron_medx.checkpoint.card import card_facts
+from megatron_medx.checkpoint.card.card_stages import place_name, without_folders
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
+from megatron_medx.checkpoint.megatron_files import torch_dist
 from megatron_medx.config.files import read_run_yaml, write_run_yaml
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data import index

@@ -11,11 +11,11 @@ import torch
 from conversion_networks import random_tensors, tiny_model, write_hf
 from safetensors.torch import save_file
 
-from megatron_medx.checkpoint import disk_rate, dry_run
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.hf_config import config_json
-from megatron_medx.checkpoint.safetensors_stream import SafetensorsFile
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
+from megatron_medx.checkpoint.hugging_face.safetensors_stream import SafetensorsFile
+from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
+from megatron_medx.checkpoint.planning import disk_rate, dry_run
 from megatron_medx.cli import main
 from megatron_medx.errors import CheckpointError
 
@@ -192,3 +192,9 @@ def test_the_plan_of_a_sharded_source_loads_no_torch(tmp_path):
     loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "safetensors" in loaded and not loaded & {"torch", "megatron", "transformers"}
     assert "nothing was written" in done.stdout
+
+
+def test_options_of_a_plan_are_refused_where_none_is_asked_for(tmp_path, capsys):
+    words = ["convert", "to-hf", str(tmp_path), str(tmp_path / "out"), "--json", str(tmp_path / "plan.json")]
+    assert main(words) == 2
+    assert "--json without --dry-run" in capsys.readouterr().err

@@ -15,8 +15,8 @@ from conversion_networks import random_tensors, tiny_model, write_hf
 from safetensors.torch import load_file, save_file
 
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.hf_config import config_json
-from megatron_medx.checkpoint.hf_directory import HfDirectory
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
+from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory
 from megatron_medx.checkpoint.verify import bit_equal
 from megatron_medx.checkpoint.weights import open_weights
 from megatron_medx.errors import CheckpointError
@@ -132,7 +132,9 @@ def edit(folder, change_tensors=None, **fields):
 
 def test_an_output_layer_that_repeats_its_embedding_is_left_out_and_one_that_differs_refused(tmp_path, monkeypatch):
     """A state dict as a trainer saves it, and what transformers 4.57.3 writes when the top alone ties: two layers."""
-    monkeypatch.setattr("megatron_medx.checkpoint.hf_files._COMPARED_BYTES", 1_000)  # 7,680 bytes: several blocks
+    monkeypatch.setattr(
+        "megatron_medx.checkpoint.hugging_face.hf_files._COMPARED_BYTES", 1_000
+    )  # 7,680 bytes: several blocks
     hf = write_flavor(tmp_path / "hf", "qwen3_vl_tied", "5.23.0", random_tensors(tiny_model(tied=True), torch.bfloat16))
     edit(hf, lambda tensors: tensors.update({OUTPUT: tensors[EMBEDDING].clone()}))
     assert OUTPUT not in HfDirectory(hf).specs

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conversion_networks import tiny_model
 
-from megatron_medx.checkpoint.hf_config import config_json, generation_config_json, read_config
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json, generation_config_json, read_config
 from megatron_medx.errors import CheckpointError
 
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 1}

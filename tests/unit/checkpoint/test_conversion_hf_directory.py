@@ -7,10 +7,10 @@ import torch
 from conversion_networks import random_tensors
 from safetensors.torch import load_file, save_file
 
-from megatron_medx.checkpoint.hf_directory import HfDirectory, write_shard_index
-from megatron_medx.checkpoint.safetensors_stream import SafetensorsFile, write_safetensors
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.work_units import hf_shard_name, plan_shards
+from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory, write_shard_index
+from megatron_medx.checkpoint.hugging_face.safetensors_stream import SafetensorsFile, write_safetensors
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.writing.work_units import hf_shard_name, plan_shards
 from megatron_medx.config.processor import copy_known_files, generation_token_ids
 from megatron_medx.errors import CheckpointError
 

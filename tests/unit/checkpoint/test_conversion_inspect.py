@@ -12,15 +12,16 @@ import pytest
 import torch
 from conversion_networks import random_tensors, tiny_model, write_hf
 
-from megatron_medx.checkpoint import tensor_norms, torch_dist
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.diff import diff
-from megatron_medx.checkpoint.diff_lines import NUM_SHOWN, diff_lines
-from megatron_medx.checkpoint.inspection import inspect
-from megatron_medx.checkpoint.inspection_lines import inspection_lines
-from megatron_medx.checkpoint.layer_ranges import by_layer
-from megatron_medx.checkpoint.run_state import COMMON_STATE_KEY, run_state
-from megatron_medx.checkpoint.tensor_norms import distance, norms
+from megatron_medx.checkpoint.megatron_files import torch_dist
+from megatron_medx.checkpoint.megatron_files.run_state import COMMON_STATE_KEY, run_state
+from megatron_medx.checkpoint.reports import tensor_norms
+from megatron_medx.checkpoint.reports.diff import diff
+from megatron_medx.checkpoint.reports.diff_lines import NUM_SHOWN, diff_lines
+from megatron_medx.checkpoint.reports.inspection import inspect
+from megatron_medx.checkpoint.reports.inspection_lines import inspection_lines
+from megatron_medx.checkpoint.reports.layer_ranges import by_layer
+from megatron_medx.checkpoint.reports.tensor_norms import distance, norms
 from megatron_medx.checkpoint.verify import hash_table
 from megatron_medx.config.files import write_run_yaml
 from megatron_medx.config.parameters import part_counts

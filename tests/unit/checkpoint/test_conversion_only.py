@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from megatron_medx.checkpoint.average import average
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.rules import hf_shapes
+from megatron_medx.checkpoint.layout.rules import hf_shapes
 from megatron_medx.checkpoint.verify import bit_equal
 from megatron_medx.checkpoint.weights import checked_bindings, open_weights, shared_bindings
 from megatron_medx.errors import CheckpointError

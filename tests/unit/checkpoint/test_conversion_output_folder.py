@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_medx.checkpoint.output_folder import check_free_space, new_folder
+from megatron_medx.checkpoint.writing.output_folder import check_free_space, new_folder
 from megatron_medx.errors import CheckpointError
 
 

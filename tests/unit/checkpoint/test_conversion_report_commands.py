@@ -7,11 +7,11 @@ import pytest
 import torch
 from conversion_networks import random_tensors, tiny_model
 
-from megatron_medx.checkpoint import logits as logits_module
 from megatron_medx.checkpoint.convert import to_megatron
-from megatron_medx.checkpoint.diff import diff
-from megatron_medx.checkpoint.diff_lines import NUM_SHOWN
-from megatron_medx.checkpoint.inspection import inspect
+from megatron_medx.checkpoint.reports.diff import diff
+from megatron_medx.checkpoint.reports.diff_lines import NUM_SHOWN
+from megatron_medx.checkpoint.reports.inspection import inspect
+from megatron_medx.checkpoint.running import logits as logits_module
 from megatron_medx.cli import main
 
 DOWN_1 = "model.language_model.layers.1.mlp.down_proj.weight"

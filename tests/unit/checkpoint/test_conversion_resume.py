@@ -16,11 +16,12 @@ import torch
 import yaml
 from conversion_networks import random_tensors, tiny_model, write_hf
 
-from megatron_medx.checkpoint import convert, finished_units
+from megatron_medx.checkpoint import convert
 from megatron_medx.checkpoint.average import average
 from megatron_medx.checkpoint.content import Content, new_hf_directory
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.finished_units import FinishedUnits, InterruptedConversion
+from megatron_medx.checkpoint.writing import finished_units
+from megatron_medx.checkpoint.writing.finished_units import FinishedUnits, InterruptedConversion
 from megatron_medx.cli import main
 from megatron_medx.errors import CheckpointError
 

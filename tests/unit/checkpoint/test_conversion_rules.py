@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from megatron_medx.checkpoint.rules import bindings, check_total, hf_shapes, megatron_shapes
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.layout.rules import bindings, check_total, hf_shapes, megatron_shapes
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
 from megatron_medx.errors import CheckpointError
 
 

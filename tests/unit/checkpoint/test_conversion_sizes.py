@@ -14,11 +14,11 @@ import pytest
 import torch
 from conversion_networks import random_tensors, tiny_model, write_hf
 
-from megatron_medx.checkpoint.hf_config import config_json, read_config
-from megatron_medx.checkpoint.hf_directory import HfDirectory
-from megatron_medx.checkpoint.rules import DECODER_RULES, bindings, check_total, hf_shapes, megatron_shapes
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.two_parents import TwoParents
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json, read_config
+from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory
+from megatron_medx.checkpoint.layout.rules import DECODER_RULES, bindings, check_total, hf_shapes, megatron_shapes
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.sources.two_parents import TwoParents
 from megatron_medx.recipes.sizes import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b, qwen3_vl_32b
 
 GENERATION_IDS = {"bos_token_id": 151643, "eos_token_id": 151645}
@@ -220,8 +220,8 @@ def test_the_text_only_parent_of_a_size_joins_its_tower(tmp_path, monkeypatch, n
     files = {}
     for key, shape in specs.items():
         files[key] = type("File", (), {"specs": {key: TensorSpec(shape, torch.bfloat16)}})()
-    monkeypatch.setattr("megatron_medx.checkpoint.two_parents.open_weight_files", lambda folder: files)
-    monkeypatch.setattr("megatron_medx.checkpoint.two_parents.HfDirectory", lambda folder: Opened(model))
+    monkeypatch.setattr("megatron_medx.checkpoint.sources.two_parents.open_weight_files", lambda folder: files)
+    monkeypatch.setattr("megatron_medx.checkpoint.sources.two_parents.HfDirectory", lambda folder: Opened(model))
     (tmp_path / "config.json").write_text(json.dumps(text_config(size)))
     joined = TwoParents(tmp_path, tmp_path / "vl")
     assert (joined.model.rope_theta, joined.model.max_positions) == (1e6, 40960)

@@ -11,7 +11,7 @@ from conversion_networks import random_tensors, write_hf
 from safetensors.torch import load_file, save_file
 
 from megatron_medx.checkpoint.convert import megatron_content, to_hf, to_megatron
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
 from megatron_medx.checkpoint.verify import bit_equal
 from megatron_medx.config.files import write_run_yaml
 from megatron_medx.config.run import RunConfig

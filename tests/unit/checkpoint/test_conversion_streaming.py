@@ -8,11 +8,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_medx.checkpoint import streaming
-from megatron_medx.checkpoint.safetensors_stream import SafetensorsFile, write_safetensors
-from megatron_medx.checkpoint.streaming import EarlyWriteback, read_ahead
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
-from megatron_medx.checkpoint.torch_dist import TorchDistFolder, state_objects, write_data_file, write_index
+from megatron_medx.checkpoint.hugging_face.safetensors_stream import SafetensorsFile, write_safetensors
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.megatron_files.torch_dist import (
+    TorchDistFolder,
+    state_objects,
+    write_data_file,
+    write_index,
+)
+from megatron_medx.checkpoint.writing import streaming
+from megatron_medx.checkpoint.writing.streaming import EarlyWriteback, read_ahead
 from megatron_medx.errors import CheckpointError
 
 TENSORS = {"a": torch.arange(35.0).reshape(5, 7), "b": torch.tensor(2.5), "c": torch.arange(11.0).bfloat16()}

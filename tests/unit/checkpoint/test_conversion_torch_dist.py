@@ -15,9 +15,9 @@ from megatron_ranks import MOE, MOE_GRIDS, WORLD_SIZE, run_moe_rank, run_rank, t
 from safetensors.torch import load_file
 
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.rules import bindings, megatron_shapes
-from megatron_medx.checkpoint.torch_dist import COMMON_STATE, TorchDistFolder
+from megatron_medx.checkpoint.layout.rules import bindings, megatron_shapes
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.megatron_files.torch_dist import COMMON_STATE, TorchDistFolder
 from megatron_medx.config.checkpoint_folders import weights_folder
 from megatron_medx.errors import CheckpointError, MedxError
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from megatron_medx.checkpoint.rules import RULES, bindings
-from megatron_medx.checkpoint.transformations import (
+from megatron_medx.checkpoint.layout.rules import RULES, bindings
+from megatron_medx.checkpoint.layout.transformations import (
     Copy,
     ExpertTranspose,
     GateUp,

@@ -11,9 +11,9 @@ from conversion_networks import random_tensors, tiny_model, write_hf
 from safetensors.torch import load_file, save_file
 
 from megatron_medx.checkpoint.convert import to_hf, to_megatron
-from megatron_medx.checkpoint.logits import Sample
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.megatron_logits import write_megatron_logits
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
+from megatron_medx.checkpoint.running.logits import Sample
+from megatron_medx.checkpoint.running.megatron_logits import write_megatron_logits
 from megatron_medx.checkpoint.verify import bit_equal
 from megatron_medx.errors import CheckpointError
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 
 from megatron_medx.checkpoint.convert import megatron_content, to_hf, to_megatron
+from megatron_medx.checkpoint.sources.vocabulary import RULE, grown_size
 from megatron_medx.checkpoint.verify import bit_equal
-from megatron_medx.checkpoint.vocabulary import RULE, grown_size
 from megatron_medx.config.processor import vision_token_ids
 from megatron_medx.data.demo import tokenizer as demo_tokenizer
 from megatron_medx.errors import CheckpointError

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_medx.checkpoint.content import Content, write_megatron_root
-from megatron_medx.checkpoint.hf_config import config_json
-from megatron_medx.checkpoint.megatron_directory import MegatronCheckpoint
-from megatron_medx.checkpoint.rules import bindings, hf_shapes
-from megatron_medx.checkpoint.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.hugging_face.hf_config import config_json
+from megatron_medx.checkpoint.layout.rules import bindings, hf_shapes
+from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
+from megatron_medx.checkpoint.megatron_files.megatron_directory import MegatronCheckpoint
 from megatron_medx.config.checkpoint_folders import (
     METADATA_FILE,
     RELEASE,
@@ -190,7 +190,9 @@ def test_an_optimizer_cannot_be_carried_from_where_there_is_none(config, tmp_pat
 
 
 def test_an_optimizer_is_carried_only_where_the_same_parts_are_trained(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_medx.checkpoint.torch_dist.OPTIMIZER_PREFIXES", ("vision.",))  # some tensors are its
+    monkeypatch.setattr(
+        "megatron_medx.checkpoint.megatron_files.torch_dist.OPTIMIZER_PREFIXES", ("vision.",)
+    )  # some tensors are its
     config.training.freeze = ("vision", "merger")
     source = run_folder(tmp_path / "before", config)
     config.checkpoint.carry_optimizer = True
