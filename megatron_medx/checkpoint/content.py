@@ -32,7 +32,7 @@ from megatron_medx.checkpoint.writing.work_units import (
     megatron_units,
 )
 from megatron_medx.checkpoint.writing.workers import Write, started
-from megatron_medx.config.checkpoint_folders import RELEASE
+from megatron_medx.config.checkpoint_folders import RELEASE, check_root_name
 from megatron_medx.config.model import ModelConfig
 
 _FILE_FORMAT = 1
@@ -113,6 +113,7 @@ def write_megatron_root(
         CheckpointError: the target is not what it must be, or the content cannot be read; nothing is left behind.
         InterruptedConversion: the disk filled up or a worker was killed; finished files are kept.
     """
+    check_root_name(Path(out))
     units = megatron_units(content.bound, content.specs, shard_size_bytes)
     objects = state_objects(extra_state_modules(bindings(content.model)))
     with _unfinished(content, out, units, label, overwrite=overwrite) as unfinished:

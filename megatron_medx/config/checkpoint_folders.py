@@ -60,6 +60,20 @@ def weights_folder(path: Path) -> Path:
     return folder
 
 
+def check_root_name(root: Path) -> None:
+    """Refuse a root whose own name would be read as that of one of its folders.
+
+    Raises:
+        CheckpointError: it is called `release`, or like an iteration folder.
+    """
+    if _ITERATION_FOLDER.fullmatch(root.absolute().name):
+        raise CheckpointError(
+            f"{root.name} as the name of a checkpoint's root",
+            "a name that is not one of the folders inside a root",
+            "choose another output folder",
+        )
+
+
 def is_megatron_checkpoint(path: Path) -> bool:
     """True where the path looks like a run folder with checkpoints, a checkpoint root or an iteration folder."""
     return _root(path) is not None

@@ -27,6 +27,8 @@ class RunSection:
     """Name of the recipe this configuration came from."""
     folder: str = ""
     """Run folder: checkpoints, metrics, logs and pictures go here. Empty means `runs/<recipe>`."""
+    license: str = ""
+    """License of the trained weights as the hub names it, for the model card; empty: that of the base model."""
     seed: int = 1234
     """Seed of the initial weights (with each parameter's name) and of the order of data."""
 

@@ -1,7 +1,7 @@
 """README.md of an exported directory: the front matter that the hub reads, and where the weights come from.
 
 The facts are those of `card_facts.py`, the text is `model_card.md.jinja`. Nothing is invented: a field without a fact
-is left out, the license is that of the base model or `unknown`, and what could not be read is listed.
+is left out, the license is that of the run or of the base model or `unknown`, and what could not be read is listed.
 """
 
 import json
@@ -68,7 +68,7 @@ def write_model_card(
         parameters=part_counts(model),
         sources=read,
         run=_shared_run(read),
-        license_source=_bases(read) if _license(read) != UNKNOWN_LICENSE else (),
+        license_source=_license_source(read),
         export=collect_provenance([]),
         notes=notes,
         configuration=_configuration,
@@ -106,7 +106,9 @@ def _bases(sources: list[Source]) -> tuple[str, ...]:
 
 
 def _license(sources: list[Source]) -> dict[str, str]:
-    """The license fields of the base models where all of them state the same; else `unknown`."""
+    """What the runs name; else the license fields of the base models where all state the same; else `unknown`."""
+    if named := _named_license(sources):
+        return {"license": named}
     stated = [base.license for source in sources for base in source.bases]
     is_whole = all(source.bases for source in sources)
     return (
@@ -114,6 +116,19 @@ def _license(sources: list[Source]) -> dict[str, str]:
         if is_whole and stated[0].get("license") and all(one == stated[0] for one in stated)
         else UNKNOWN_LICENSE
     )
+
+
+def _named_license(sources: list[Source]) -> str:
+    """`run.license`, where the runs of all sources name the same one."""
+    named = {source.run.run.license if source.run else "" for source in sources}
+    return named.pop() if len(named) == 1 else ""
+
+
+def _license_source(sources: list[Source]) -> tuple[str, ...]:
+    """What states the license of the front matter."""
+    if _named_license(sources):
+        return ("run.license",)
+    return _bases(sources) if _license(sources) != UNKNOWN_LICENSE else ()
 
 
 def _base_models(sources: list[Source]) -> list[str] | None:

@@ -90,16 +90,16 @@ def planned_hf(folder: Path, dtype: str = "keep") -> PlannedContent:
     Raises:
         CheckpointError: it is not what a conversion needs, or there are no weights and nothing names a dtype.
     """
-    model = read_config(folder / CONFIG_FILE)
+    files = open_weight_files(folder, _HeaderFile) if has_weights(folder) else {}
+    model = read_config(folder / CONFIG_FILE, has_output_layer=OUTPUT in files if files else None)
     if part := stored_part(folder):
         raise CheckpointError(
             f"{folder} holds the {part} part of a network alone", "a whole network", "name another directory"
         )
     check_expert_sides(model, folder)
     bound = bindings(model)
-    if not has_weights(folder):
+    if not files:
         return _from_sizes(model, bound, folder, _config_dtype(folder) if dtype == "keep" else CHOSEN_DTYPES[dtype])
-    files = open_weight_files(folder, _HeaderFile)
     stored = {key: file.specs[key] for key, file in files.items()}
     if model.tie_embeddings:
         stored.pop(OUTPUT, None)  # whether it is the embedding once more is seen when it is read

@@ -115,6 +115,13 @@ def test_an_output_that_exists_and_a_disk_that_is_too_small(whole, tmp_path, cap
     refused([*words[:2], tmp_path / "other"], "1000000.000 GB for the output", tmp_path, capsys)
 
 
+@pytest.mark.parametrize("name", ["release", "iter_0000005"])
+def test_a_root_is_not_called_like_a_folder_inside_of_one(whole, tmp_path, capsys, name):
+    refused(
+        ["to-megatron", whole / "hf", tmp_path / name], f"{name} as the name of a checkpoint's root", tmp_path, capsys
+    )
+
+
 def test_tied_weights_in_an_untied_network(tmp_path, capsys):
     hf = write_hf(tmp_path / "hf", TIED, random_tensors(TIED))
     text = json.loads((hf / CONFIG).read_text())["text_config"]

@@ -70,7 +70,7 @@ class Runs:
             (folder / "README.md").write_text(card)
         return folder
 
-    def run(self, name, start_from="", step=7, metrics=True):
+    def run(self, name, start_from="", step=7, metrics=True, license=""):
         """A run folder with one checkpoint; its steps have 10, 20, 30, ... tokens and 1, 2, 3, ... images."""
         arguments = argparse.Namespace(tensor_model_parallel_size=2, consumed_train_samples=4321)
         if not (self.folder / "weights").exists():
@@ -82,7 +82,7 @@ class Runs:
         (root / "release").rename(root / f"iter_{step:07d}")
         (root / "latest_checkpointed_iteration.txt").write_text(str(step))
         config = RunConfig(model=self.model)
-        config.run.recipe, config.run.folder = f"recipe_{name}", str(root.parent)
+        config.run.recipe, config.run.folder, config.run.license = f"recipe_{name}", str(root.parent), license
         config.training.steps, config.checkpoint.start_from = 9, str(start_from)
         config.optimizer.vision_lr = 3e-6
         write_run_yaml(config, root / "run.yaml", PROVENANCE)
@@ -308,6 +308,11 @@ def test_a_base_that_states_no_license_leaves_it_unknown(runs, tmp_path, card, n
     assert data["license"] == "unknown" and "base_model" not in data
     assert "None is stated by what the weights come from" in text
     assert (f"- {note}" in text) if note else ("the card of base" not in text)
+
+
+def test_the_license_that_a_run_names_goes_before_that_of_its_base(runs, tmp_path):
+    data, text = exported(runs.run("ours", runs.base(LICENSED), license="cc-by-nc-4.0"), tmp_path / "out")
+    assert data["license"] == "cc-by-nc-4.0" and "repeats what run.license states" in text
 
 
 def test_a_start_that_is_gone_and_one_that_turns_in_a_circle(runs, tmp_path):

@@ -198,3 +198,15 @@ def test_options_of_a_plan_are_refused_where_none_is_asked_for(tmp_path, capsys)
     words = ["convert", "to-hf", str(tmp_path), str(tmp_path / "out"), "--json", str(tmp_path / "plan.json")]
     assert main(words) == 2
     assert "--json without --dry-run" in capsys.readouterr().err
+
+
+def test_a_directory_that_only_the_text_section_ties_is_planned_as_it_is_converted(tmp_path):
+    """As transformers 4.57 writes one: the absent output layer tells."""
+    network = tiny_model(3, 3, 8, (2, 1, 1), (), True, 3)
+    hf = write_hf(tmp_path / "hf", network, random_tensors(network))
+    config = json.loads((hf / "config.json").read_text())
+    text = config["text_config"] | {"tie_word_embeddings": True}
+    (hf / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False, "text_config": text}))
+    to_megatron(hf, tmp_path / "root")
+    keys = {one["megatron"] for one in plan("to-megatron", hf, tmp_path / "out")["keys"]}
+    assert keys == set(TorchDistFolder(tmp_path / "root" / "release").specs)
