@@ -113,10 +113,10 @@ def write_megatron_root(
         CheckpointError: the target is not what it must be, or the content cannot be read; nothing is left behind.
         InterruptedConversion: the disk filled up or a worker was killed; finished files are kept.
     """
-    check_root_name(Path(out))
     units = megatron_units(content.bound, content.specs, shard_size_bytes)
     objects = state_objects(extra_state_modules(bindings(content.model)))
     with _unfinished(content, out, units, label, overwrite=overwrite) as unfinished:
+        check_root_name(Path(out))
         (unfinished.folder / RELEASE).mkdir(exist_ok=True)
         write = partial(_write_megatron_unit, content, unfinished, {units[-1].name: objects})
         _write_units(label, unfinished, units, write, num_workers)
