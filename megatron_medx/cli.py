@@ -63,6 +63,21 @@ def _train(args: argparse.Namespace) -> int:
     return launch(config, args.resume)
 
 
+def _status(args: argparse.Namespace) -> int:
+    import time
+
+    from megatron_medx.checkpoint.reports.report_file import json_report
+    from megatron_medx.status.lines import status_lines
+    from megatron_medx.status.report import run_status
+
+    with json_report(args.json) as write:
+        report = run_status(args.folder, time.time())
+        for line in status_lines(report):
+            say(line)
+        write(report)
+    return 0
+
+
 def _recipes(args: argparse.Namespace) -> int:
     from megatron_medx.recipes import RECIPES
 
@@ -91,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medx", description="Medical vision-language training on Megatron-Core.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
+    status = add_command(commands, "status", _status, "say how a run is doing, from the files in its folder")
+    status.add_argument("folder", type=Path, metavar="RUN")
+    status.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
     add_command(commands, "recipes", _recipes, "list the recipes")
     add_convert_commands(commands)
     generate = add_command(commands, "generate", _generate, "ask an exported model a question about images")

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "models": {"config", "parallel", "errors"},
     "checkpoint": {"config", "models", "parallel", "errors"},
     "training": {"config", "data", "models", "parallel", "checkpoint", "errors", "terminal"},
+    "status": {"config", "errors"},
     "generate": {"data", "errors"},
     "doctor": set(),
     "cli": None,
@@ -39,6 +40,7 @@ NEVER = {
     "recipes": ("torch", "megatron", "transformers", "numpy"),
     "data": ("megatron", "torch.distributed"),
     "models": ("torch.distributed", "os", "megatron.training", "megatron.core.parallel_state", "megatron.core.mpu"),
+    "status": ("torch", "megatron", "transformers", "numpy"),
     "generate": ("megatron",),
 }
 """Part -> what it never imports from outside."""

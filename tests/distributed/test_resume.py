@@ -16,6 +16,7 @@ from processes import wait_until, worker_pids
 
 from megatron_medx.checkpoint.megatron_files.torch_dist import TorchDistFolder
 from megatron_medx.config.files import read_run_yaml
+from megatron_medx.status.report import run_status
 
 
 def resume_same_grid(runs):
@@ -99,6 +100,20 @@ def test_steps_past_the_last_checkpoint_are_told_once(flows, undisturbed):
     assert resumed.ok().column("step") == list(range(1, 11))
     losses = {"undisturbed": undisturbed.column("loss"), "died on tp2, resumed on 1": resumed.column("loss")}
     assert_same_losses(losses, LOSS_TOLERANCE)
+
+
+def test_status_tells_of_the_kill_and_of_the_steps_that_were_repeated(flows):
+    died, *_, steps_before, resumed = flows["rank dies"].result()
+    saved = 3 * (steps_before[-1] // 3)
+    report = run_status(resumed.folder, time.time())
+    assert report["state"]["name"] == "finished" and report["step"] == report["steps"] == 10
+    first, second = report["launches"][0], report["launches"][-1]
+    assert (first["num_ranks"], first["resumed_from"]) == (2, None)
+    assert steps_before[-1] - first["last_step"] in (0, 1), "metrics.jsonl has a step a moment before the log"
+    assert (second["num_ranks"], second["resumed_from"], second["last_step"]) == (1, saved, 10)
+    assert second["steps_repeated"] == first["last_step"] - saved
+    assert report["checkpoints"]["resume_step"] == 10
+    assert run_status(died.folder, time.time() + 3600)["state"]["name"] == "stale"
 
 
 def test_starting_weights_come_from_the_other_run_and_the_step_does_not(flows, undisturbed):
