@@ -4,6 +4,7 @@
 # make check  style alone; make test-fast  what needs neither parity with transformers nor training runs
 # make test-dist  runs over gloo: every axis of the grid, resuming, bad input
 # make test-handoff  exports in transformers, TRL, a server, lm-eval (installs these first)
+# make test-slurm  jobs on a real Slurm of two emulated nodes (as root; installs Debian packages); not part of make test
 # make clean  remove caches; make clean-all  also .venv and runs/
 
 VENV := .venv
@@ -23,9 +24,10 @@ QUIET := -qq
 # Groups in processes of their own: the CPU backend changes torch for a whole process, and distributed tests start
 # ranks themselves. Two workers share the first group.
 PYTEST := $(BIN)/python -m pytest
-FAST := tests --ignore=tests/parity --ignore=tests/distributed --ignore=tests/handoff -n 2 --dist loadfile
+FAST := tests --ignore=tests/parity --ignore=tests/distributed --ignore=tests/handoff --ignore=tests/slurm/real \
+	-n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-dist test-handoff check env clean clean-all
+.PHONY: demo test test-fast test-dist test-handoff test-slurm check env clean clean-all
 
 demo: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
@@ -40,6 +42,9 @@ test-fast: env
 
 test-dist: env
 	$(PYTEST) tests/distributed
+
+test-slurm: env
+	$(PYTEST) tests/slurm/real
 
 test-handoff: $(HANDOFF_STAMP)
 	$(PYTEST) tests/handoff
