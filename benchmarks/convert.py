@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     targets |= {"plan_seconds": MOST_PLAN_SECONDS, "plan_peak_bytes": MOST_PLAN_BYTES}
     summary = {"benchmark": "convert", "size": chosen.size, "rounds": chosen.rounds}
     for name, values in (found | {"plan": plan}).items():
-        summary[name] = {key: round(value, 3) for key, value in values.items()}
+        summary[name] = {key: round(value, 6) for key, value in values.items()}
     print(json.dumps(summary | {"targets": targets, "missed": missed, "reached": not missed}))
     return 1 if missed else 0
 
