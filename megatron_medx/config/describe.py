@@ -178,7 +178,7 @@ def _exports(config: RunConfig) -> list[tuple[str, str]]:
     measure = "of lowest validation loss" if config.training.validate_every_steps else "newest"
     kept = f"the {checkpoint.keep_exports} {measure} stay" if checkpoint.keep_exports else "all stay"
     when = f"every {checkpoint.export_every_steps:,} steps and after the last"
-    return [("exports", f"{_gigabytes(size)} GB {when} -> {config.run_folder / EXPORTS}, Hugging Face; {kept}")]
+    return [("exports", f"{_gigabytes(size)} GB {when} -> {EXPORTS}/ in the run folder, Hugging Face; {kept}")]
 
 
 def _short(number: float) -> str:

@@ -110,7 +110,7 @@ def test_room_for_exports_is_asked_for_before_the_start(monkeypatch, tmp_path):
 def test_both_are_described():
     text = "\n".join(describe(changed(*VALIDATED, "checkpoint.export_every_steps=120", "checkpoint.keep_exports=2")))
     assert "validation  all rows of split/val, always the same, after every 40 steps and the last" in text
-    assert "exports     0.012 GB every 120 steps and after the last -> runs/demo/exports" in text
+    assert "exports     0.012 GB every 120 steps and after the last -> exports/ in the run folder, Hugging Face" in text
     assert "the 2 of lowest validation loss stay" in text
     text = "\n".join(describe(changed("checkpoint.export_every_steps=120", "checkpoint.keep_exports=3")))
     assert "the 3 newest stay" in text and "validation" not in text
