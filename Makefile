@@ -17,7 +17,7 @@ PYTHON := $(shell for python in python3.12 python3; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then echo $$python; break; fi; done)
 
 # Taken for single files (the demo's H&E picture, Qwen3-VL's chat template) that are read without importing the
-# package, so without their dependencies (numba, csbdeep; datasets, pandas, pyarrow), which nothing here uses.
+# package, so without their dependencies (numba, csbdeep; datasets, pandas), which the demo does not use; tests/handoff installs TRL whole.
 FILES_ONLY := stardist trl
 QUIET := -qq
 

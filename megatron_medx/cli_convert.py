@@ -55,6 +55,11 @@ def _add_engine_options(command) -> None:
     )
 
 
+def _engine_options(args: argparse.Namespace) -> dict[str, object]:
+    """The same as arguments of a function that writes weights."""
+    return {"overwrite": args.overwrite, "shard_size_bytes": args.shard_size, "num_workers": args.workers}
+
+
 def _add_dry_run(command) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="show the plan: keys, files, bytes, time; write nothing"
@@ -103,11 +108,9 @@ def _to_hf(args: argparse.Namespace) -> int:
         to_hf(
             args.checkpoint,
             args.out,
-            overwrite=args.overwrite,
-            shard_size_bytes=args.shard_size,
             dtype=args.dtype,
             only=args.only,
-            num_workers=args.workers,
+            **_engine_options(args),
         )
     say(f"wrote {args.out}")
     return 0
@@ -133,9 +136,7 @@ def _to_megatron(args: argparse.Namespace) -> int:
             vision_from=args.vision_from,
             dtype=args.dtype,
             add_tokens=args.add_tokens,
-            overwrite=args.overwrite,
-            shard_size_bytes=args.shard_size,
-            num_workers=args.workers,
+            **_engine_options(args),
         )
     say(f"wrote {args.out}")
     return 0
@@ -153,9 +154,7 @@ def _average(args: argparse.Namespace) -> int:
             scale=args.scale,
             dtype=args.dtype,
             hf=args.hf,
-            overwrite=args.overwrite,
-            shard_size_bytes=args.shard_size,
-            num_workers=args.workers,
+            **_engine_options(args),
         )
     say(f"wrote {args.out}")
     return 0

@@ -25,8 +25,12 @@ set -euo pipefail
 
 # Slurm runs a copy of this file from its spool; the checkout is where sbatch was called.
 cd "${SLURM_SUBMIT_DIR:-.}"
-[[ -f slurm/job.bash ]] || { echo "$PWD is no checkout with slurm/job.bash: call sbatch from the checkout" >&2; exit 2; }
 usage="sbatch slurm/pretrain.sh RECIPE [overrides]"
+[[ -f slurm/job.bash ]] || { # which has `refuse`
+    printf 'found:  %s is no checkout: no slurm/job.bash\nneeded: a submission from the checkout\n' "$PWD" >&2
+    printf 'do:     cd to the checkout, then %s\n' "$usage" >&2
+    exit 2
+}
 source slurm/job.bash
 [[ $# -gt 0 ]] || refuse "no recipe" "the name of one, then overrides" "sbatch slurm/pretrain.sh pretrain_8b"
 

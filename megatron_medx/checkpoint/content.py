@@ -116,7 +116,7 @@ def write_megatron_root(
     units = megatron_units(content.bound, content.specs, shard_size_bytes)
     objects = state_objects(extra_state_modules(bindings(content.model)))
     with _unfinished(content, out, units, label, overwrite=overwrite) as unfinished:
-        check_root_name(Path(out))
+        check_root_name(Path(out))  # here: an output that holds the source is refused first, as for any output
         (unfinished.folder / RELEASE).mkdir(exist_ok=True)
         write = partial(_write_megatron_unit, content, unfinished, {units[-1].name: objects})
         _write_units(label, unfinished, units, write, num_workers)

@@ -83,7 +83,7 @@ def test_other_words_of_convert_run_as_they_are(submit, tasks):
         (("to-hf", "a", "b"), {"SLURM_JOB_ID": None}, "do:     sbatch slurm/convert.sh to-hf CKPT OUT"),
         (("to-hf", "a", "b"), {"MEDX_CLUSTER": "moon"}, "no slurm/clusters/moon.env in"),
         (("to-hf", "a", "b"), {"PATH": "/usr/bin:/bin"}, "found:  no medx on the PATH"),
-        (("to-hf", "a", "b"), {"SLURM_SUBMIT_DIR": "/usr"}, "/usr is no checkout with slurm/job.bash"),
+        (("to-hf", "a", "b"), {"SLURM_SUBMIT_DIR": "/usr"}, "/usr is no checkout: no slurm/job.bash"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_starts(submit, tasks, words, changes, message):

@@ -82,7 +82,7 @@ def test_the_environment_of_the_checkout_is_entered(submit, tasks, tmp_path):
         ([], {}, "found:  no recipe"),
         (["demo"], {"MEDX_CLUSTER": "moon"}, r"no slurm/clusters/moon.env in"),
         (["demo"], {"PATH": "/usr/bin:/bin"}, "found:  no medx on the PATH"),
-        (["demo"], {"SLURM_SUBMIT_DIR": "/usr"}, "/usr is no checkout with slurm/job.bash"),
+        (["demo"], {"SLURM_SUBMIT_DIR": "/usr"}, "/usr is no checkout: no slurm/job.bash"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_starts(submit, tasks, words, changes, message):

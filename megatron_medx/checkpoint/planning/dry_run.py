@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from megatron_medx.checkpoint.planning.planned_source import PlannedContent, pla
 from megatron_medx.checkpoint.writing.finished_units import FINISHED
 from megatron_medx.checkpoint.writing.output_folder import PARTIAL_SUFFIX, check_target
 from megatron_medx.checkpoint.writing.work_units import OVERHEAD_BYTES, Unit, hf_units, megatron_units
-from megatron_medx.config.checkpoint_folders import RUN_FILE, is_hf_directory, is_megatron_checkpoint
+from megatron_medx.config.checkpoint_folders import RUN_FILE, check_root_name, is_hf_directory, is_megatron_checkpoint
 from megatron_medx.config.files import read_model_section
 from megatron_medx.errors import CheckpointError
 
@@ -67,7 +68,7 @@ def dry_run(
         "files": [{"name": unit.name, "tensors": len(unit.specs), "bytes": unit.num_bytes} for unit in units],
         "keys": _keys(content, units),
         "disk": disk,
-        "obstacles": _obstacles(content, out, overwrite, disk),
+        "obstacles": _obstacles(direction, content, out, overwrite, disk),
         "earlier_files": len(list((out.with_name(out.name + PARTIAL_SUFFIX) / FINISHED).glob("*.json"))),
         "time": _time(content, out, bytes_per_s),
     }
@@ -108,11 +109,16 @@ def _keys(content: PlannedContent | Content, units: list[Unit]) -> list[dict]:
     ]
 
 
-def _obstacles(content: PlannedContent | Content, out: Path, overwrite: bool, disk: dict[str, int]) -> list[str]:
+def _obstacles(
+    direction: str, content: PlannedContent | Content, out: Path, overwrite: bool, disk: dict[str, int]
+) -> list[str]:
+    """What the conversion would stop at: the same checks, all of them."""
+    checks = [partial(check_target, out, folder, overwrite) for folder in content.folders]
+    checks += [partial(check_root_name, out)] if direction == TO_MEGATRON else []
     found = []
-    for folder in content.folders:
+    for check in checks:
         try:
-            check_target(out, folder, overwrite)
+            check()
         except CheckpointError as error:
             found.append(f"{error.found} ({error.do})")
     if not os.access(_existing(out), os.W_OK):

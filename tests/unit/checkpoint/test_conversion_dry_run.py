@@ -210,3 +210,9 @@ def test_a_directory_that_only_the_text_section_ties_is_planned_as_it_is_convert
     to_megatron(hf, tmp_path / "root")
     keys = {one["megatron"] for one in plan("to-megatron", hf, tmp_path / "out")["keys"]}
     assert keys == set(TorchDistFolder(tmp_path / "root" / "release").specs)
+
+
+def test_a_root_that_may_not_be_called_so_is_an_obstacle(tmp_path):
+    hf = write_hf(tmp_path / "hf", tiny_model(), random_tensors(tiny_model()))
+    (obstacle,) = plan("to-megatron", hf, tmp_path / "release")["obstacles"]
+    assert obstacle.startswith("release as the name of a checkpoint's root")
