@@ -7,11 +7,10 @@ A reward is a function of the completions; the columns of the data reach it unde
 
 import argparse
 
-import torch
 from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
-from viewer import few_words, right_side, task
+from viewer import SHORT_RUN, few_words, right_side, task
 
 
 def main(words: list[str] | None = None) -> GRPOTrainer:
@@ -34,12 +33,7 @@ def main(words: list[str] | None = None) -> GRPOTrainer:
             num_generations=4,
             max_completion_length=16,
             learning_rate=1e-4,
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,  # a small model: memory is not what is short
-            report_to="none",
-            disable_tqdm=True,
-            bf16=torch.cuda.is_available(),
+            **SHORT_RUN,
         ),
     )
     trainer.train()

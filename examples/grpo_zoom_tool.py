@@ -12,11 +12,10 @@ import os
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # environments are experimental there; we know
 
-import torch
 from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
-from viewer import Viewer, few_words, right_side, task
+from viewer import SHORT_RUN, Viewer, few_words, right_side, task
 
 
 def main(words: list[str] | None = None) -> GRPOTrainer:
@@ -41,12 +40,7 @@ def main(words: list[str] | None = None) -> GRPOTrainer:
             max_completion_length=192,  # of all turns together, the tool's and its image tokens included
             max_tool_calling_iterations=1,
             learning_rate=1e-4,
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,  # a small model: memory is not what is short
-            report_to="none",
-            disable_tqdm=True,
-            bf16=torch.cuda.is_available(),
+            **SHORT_RUN,
         ),
     )
     trainer.train()

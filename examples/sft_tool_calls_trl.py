@@ -9,11 +9,10 @@ TRL hands no tools to the template when it fine-tunes on images.
 
 import argparse
 
-import torch
 from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
-from viewer import QUESTION, SIDES, Viewer, task
+from viewer import QUESTION, SHORT_RUN, SIDES, Viewer, task
 
 
 def main(words: list[str] | None = None) -> SFTTrainer:
@@ -37,12 +36,7 @@ def main(words: list[str] | None = None) -> SFTTrainer:
             learning_rate=args.learning_rate,
             lr_scheduler_type="constant",
             max_length=None,  # a row that is cut would lose image tokens
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,  # a small model: memory is not what is short
-            report_to="none",
-            disable_tqdm=True,
-            bf16=torch.cuda.is_available(),
+            **SHORT_RUN,
         ),
     )
     trainer.train()

@@ -7,11 +7,10 @@ What it saves goes back to Megatron with `medx convert to-megatron`.
 
 import argparse
 
-import torch
 from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import SFTConfig, SFTTrainer
-from viewer import task
+from viewer import SHORT_RUN, task
 
 
 def main(words: list[str] | None = None) -> SFTTrainer:
@@ -36,12 +35,7 @@ def main(words: list[str] | None = None) -> SFTTrainer:
             per_device_train_batch_size=4,
             learning_rate=1e-4,
             max_length=None,  # a row that is cut would lose image tokens
-            logging_steps=1,
-            save_strategy="no",
-            gradient_checkpointing=False,  # a small model: memory is not what is short
-            report_to="none",
-            disable_tqdm=True,
-            bf16=torch.cuda.is_available(),
+            **SHORT_RUN,
         ),
     )
     trainer.train()

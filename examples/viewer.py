@@ -1,12 +1,23 @@
-"""A made-up reading task that the TRL examples share: pictures with one bright spot, and a viewer whose tool zooms in.
+"""What the TRL examples share: a made-up reading task, a viewer whose tool zooms in, settings of a short run.
 
-Drawn on the spot, so that the examples need no data. The picture is a stand-in for a radiograph, the spot for a
-nodule: which half holds it is the answer.
+Pictures have one bright spot and are drawn here, so that the examples need no data. A picture is a stand-in for a
+radiograph, the spot for a nodule: which half holds it is the answer.
 """
 
 import random
 
+import torch
 from PIL import Image, ImageDraw
+
+SHORT_RUN = {
+    "logging_steps": 1,
+    "save_strategy": "no",  # but for the end
+    "gradient_checkpointing": False,  # a small model: memory is not what is short
+    "report_to": "none",
+    "disable_tqdm": True,
+    "bf16": torch.cuda.is_available(),
+}
+"""Settings of a trainer that has nothing to do with what an example shows."""
 
 QUESTION = "Which half holds the bright spot? Answer left or right."
 SIDES = ("left", "right")
