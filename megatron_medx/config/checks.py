@@ -20,6 +20,7 @@ from megatron_medx.config.memory import PRECISIONS, checkpoint_bytes
 from megatron_medx.config.nearest_grid import nearest_grid
 from megatron_medx.config.problems import Problem, raise_problems
 from megatron_medx.config.run import PARTS, RunConfig
+from megatron_medx.config.survival import survival_problems
 from megatron_medx.config.validation import validation_file_problems, validation_problems
 from megatron_medx.config.values import BOUNDS, CHOICES, value_of
 from megatron_medx.errors import CheckpointError
@@ -324,6 +325,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     ((), _start),
     (("training.", "data.seq_len_tokens"), validation_problems),
     (("checkpoint.", "training."), export_problems),
+    (("checkpoint.", "training.", "survival."), survival_problems),
     (("data.seq_len_tokens", "data.sample_align_tokens"), _alignment),
     (("model.num_experts",), _mixture_of_experts),
     (("data.decoder", "data.num_workers"), _decoder),

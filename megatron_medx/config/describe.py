@@ -22,7 +22,7 @@ from megatron_medx.config.parameters import (
 from megatron_medx.config.run import PARTS, RunConfig
 
 LOSS_AVERAGES = {"token": "token", "sample": "sample", "sqrt": "sample, weighted by the square root of its tokens"}
-ON_BAD_LOSS = {"stop": "stop the run", "skip": "skip the update"}
+ON_BAD_LOSS = {"stop": "stop the run", "skip": "skip the update", "rollback": "skip, then roll back"}
 COLUMN = 12
 """Width of the first column, characters."""
 

@@ -163,10 +163,16 @@ class TrainingSection:
     loss = sum_s n_s^-p sum_i l_si / sum_s n_s^(1-p). Samples without trained tokens do not count. A token of a message
     with a `weight` counts for so many, in both sums and in n_s.
     """
+    elastic: bool = False
+    """Let a job go on with fewer or more ranks than the run began with: its data-parallel size changes.
+
+    Every step holds the same global_batch_rows rows either way. False: such a job is refused before it starts.
+    """
     on_bad_loss: str = "stop"
     """A step whose loss or gradient is NaN or infinite: `stop` the run before anything is saved, or `skip` the update.
 
-    Either way its sample ids go to the screen and to `bad_steps.jsonl`.
+    `rollback`: skip, and where bad steps repeat (`survival.bad_steps`), go back to a checkpoint before them and leave
+    their rows out. In any case sample ids go to the screen and to `bad_steps.jsonl`.
     """
     validate_every_steps: int = 0
     """Loss on `data.validation_path` after every so many steps, and after the last; 0 means never."""
@@ -200,10 +206,33 @@ class CheckpointSection:
     goes on.
     """
     keep_exports: int = 0
-    """Exports that stay: so many of the lowest validation loss, without validation of the newest; 0 keeps all.
+    """Exports that stay: so many of the lowest validation loss, without validation of the newest; 0 keeps all."""
+    keep_last: int = 0
+    """Newest checkpoints that stay, at least 2, so that a damaged one has another behind it; 0 keeps all."""
+    keep_every_steps: int = 0
+    """Checkpoints of multiples of so many steps stay as well, for ever; 0 means none do."""
+    checksums: bool = True
+    """Write SHA-256 sums of a checkpoint's files into its `integrity.json`, beside training; a resume verifies them."""
 
-    Checkpoints are never deleted.
-    """
+
+@dataclass(kw_only=True, slots=True)
+class SurvivalSection:
+    """When a run counts as hung, failing or diverging, and how often it is tried again."""
+
+    max_failures: int = 3
+    """Failures in succession, without a new step between them, after which a job gives up."""
+    hang_factor: float = 20.0
+    """A step that takes longer than so many medians of the steps before has hung; 0 never looks."""
+    hang_min_s: float = 300.0
+    """And at least so many seconds: a save or a validation may lie between two steps."""
+    start_patience_s: float = 1800.0
+    """Seconds that a launch may take to its first step, which also loads a checkpoint and compiles kernels."""
+    bad_steps: int = 3
+    """Bad steps in succession at which `training.on_bad_loss=rollback` goes back."""
+    spike_factor: float = 0.0
+    """With `rollback`, a loss above so many times the median of the last 100 steps is bad as well; 0 looks at none."""
+    max_rollbacks: int = 5
+    """Times that a run is rolled back before it stops."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -227,6 +256,7 @@ class RunConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    survival: SurvivalSection = field(default_factory=SurvivalSection)
     log: LogSection = field(default_factory=LogSection)
     megatron: dict[str, object] = field(default_factory=dict)
     """Any Megatron argument without a name here, under Megatron's own name: `megatron.overlap_grad_reduce=true`."""

@@ -94,6 +94,15 @@ BOUNDS: dict[str, Bound] = {
     "checkpoint.every_steps": AT_LEAST_1,
     "checkpoint.export_every_steps": AT_LEAST_0,
     "checkpoint.keep_exports": AT_LEAST_0,
+    "checkpoint.keep_last": AT_LEAST_0,
+    "checkpoint.keep_every_steps": AT_LEAST_0,
+    "survival.max_failures": AT_LEAST_1,
+    "survival.hang_factor": AT_LEAST_0,
+    "survival.hang_min_s": AT_LEAST_0,
+    "survival.start_patience_s": ABOVE_0,
+    "survival.bad_steps": AT_LEAST_1,
+    "survival.spike_factor": AT_LEAST_0,
+    "survival.max_rollbacks": AT_LEAST_0,
     "log.every_steps": AT_LEAST_1,
 }
 """Key -> interval. A field that may be None is checked only when it is not."""
@@ -104,7 +113,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "training.recompute": ("none", "selective", "full"),
     "training.recompute_vision": ("none", "selective", "full"),
     "training.loss_average": ("token", "sample", "sqrt"),
-    "training.on_bad_loss": ("stop", "skip"),
+    "training.on_bad_loss": ("stop", "skip", "rollback"),
     "optimizer.schedule": ("cosine", "linear", "constant", "wsd"),
 }
 """Key -> the texts it may hold."""

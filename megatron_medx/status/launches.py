@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_medx.status.run_files import LOGS
+from megatron_medx.run_folder.names import LOGS
 
 _STARTED = re.compile(rb"=== started (\S+) ===\n")  # perhaps behind half a line that a killed process left
 _WORLD_SIZE = re.compile(rb"^\s*world_size \.+ (\d+)\s*$", re.MULTILINE)

@@ -16,6 +16,7 @@ from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.errors import ConfigError
+from megatron_medx.run_folder.names import BAD_STEPS_FILE, DATA, ERROR_FILE, LOGS, METRICS_FILE, REJECTS_FILE
 from megatron_medx.status import run_files
 from megatron_medx.status.launches import launches
 
@@ -71,9 +72,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _status(folder: Path, config: RunConfig, now_s: float) -> dict:
-    metrics = [
-        line for line in run_files.tail_lines(folder / run_files.METRICS_FILE) if isinstance(line.get("step"), int)
-    ]
+    metrics = [line for line in run_files.tail_lines(folder / METRICS_FILE) if isinstance(line.get("step"), int)]
     tracked, speed = run_files.tracked_step(folder / CHECKPOINTS), _speed(metrics[-WINDOW_STEPS:])
     step, steps = metrics[-1]["step"] if metrics else 0, config.training.steps
     state = _state(folder, steps, step, speed, now_s)
@@ -100,10 +99,10 @@ def _status(folder: Path, config: RunConfig, now_s: float) -> dict:
             "last": [_aged(entry, now_s) for entry in checkpoints],
         },
         "launches": launches(folder),
-        "bad_steps": _bad_steps(folder / run_files.BAD_STEPS_FILE),
+        "bad_steps": _bad_steps(folder / BAD_STEPS_FILE),
         "rejects": {
-            "damaged": run_files.count_lines(folder / run_files.REJECTS_FILE),
-            "too_long": run_files.count_lines(folder / run_files.DATA / run_files.REJECTS_FILE),
+            "damaged": run_files.count_lines(folder / REJECTS_FILE),
+            "too_long": run_files.count_lines(folder / DATA / REJECTS_FILE),
         },
     }
 
@@ -113,13 +112,13 @@ def _state(folder: Path, steps: int, step: int, speed: dict | None, now_s: float
 
     And `error`, of a run that stopped with one, or the traceback that a stale one's log ends with.
     """
-    logs, checkpoints = folder / run_files.LOGS, folder / CHECKPOINTS
-    stepped_s = run_files.written_s(folder / run_files.METRICS_FILE)
+    logs, checkpoints = folder / LOGS, folder / CHECKPOINTS
+    stepped_s = run_files.written_s(folder / METRICS_FILE)
     prepared_s = run_files.written_s(folder / RUN_FILE)  # by each launch, before its ranks start
     signs = (prepared_s, stepped_s, *map(run_files.written_s, _signs_of_life(folder)))
     sign_s = max(sign for sign in signs if sign is not None)
     if (error := run_files.error_text(folder)) is not None:
-        since_s = run_files.written_s(logs / run_files.ERROR_FILE) or sign_s
+        since_s = run_files.written_s(logs / ERROR_FILE) or sign_s
         return _named("stopped", "with an error", since_s, error)
     if step >= steps and run_files.tracked_step(checkpoints) >= steps:
         return _named("finished", "the last step is done and saved", stepped_s or sign_s)
@@ -145,7 +144,7 @@ def _signs_of_life(folder: Path) -> Iterable[Path]:
     return (
         folder / VALIDATION_FILE,
         folder / CHECKPOINTS / TRACKER_FILE,
-        folder / run_files.LOGS / "rank_0.log",
+        folder / LOGS / "rank_0.log",
     )
 
 

@@ -1,7 +1,6 @@
 """The files of a run folder as they lie there while others write them: lines, checkpoints, exports, times.
 
 Whatever is absent, cut off or vanishes between two looks is left out; nothing here waits, locks or writes.
-The names are those that training/ writes under (a test compares them): importing it would load torch.
 """
 
 import json
@@ -12,9 +11,7 @@ from pathlib import Path
 
 from megatron_medx.config.checkpoint_folders import METADATA_FILE, TRACKER_FILE
 from megatron_medx.config.exports import BEST, INDEX_FILE, exported_step
-
-METRICS_FILE, BAD_STEPS_FILE, REJECTS_FILE = "metrics.jsonl", "bad_steps.jsonl", "rejects.jsonl"
-DATA, LOGS, ERROR_FILE = "data", "logs", "error.txt"
+from megatron_medx.run_folder.names import ERROR_FILE, LOGS
 
 TAIL_BYTES = 2**20
 """Of a long file of lines that is read from the end: some 3,000 steps of metrics.jsonl."""

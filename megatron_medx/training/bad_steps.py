@@ -26,10 +26,9 @@ from torch import Tensor
 from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, TRACKER_FILE
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import DataError
+from megatron_medx.run_folder.names import BAD_STEPS_FILE
 from megatron_medx.training.loss import StepLosses
 from megatron_medx.training.monitor import StepMonitor
-
-BAD_STEPS_FILE = "bad_steps.jsonl"
 
 SHOWN_SAMPLES = 8
 """Sample ids in a message; the file has all of them."""

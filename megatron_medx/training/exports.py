@@ -29,8 +29,8 @@ from megatron_medx.config.checkpoint_folders import CHECKPOINTS, METADATA_FILE, 
 from megatron_medx.config.exports import BEST, EXPORTS, INDEX_FILE, exported_step, is_export_due
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import VALIDATION_FILE
+from megatron_medx.run_folder.names import LOGS
 from megatron_medx.training.monitor import StepMonitor, read_metrics
-from megatron_medx.training.run_folder import LOGS
 
 DELETED = ".deleted-"
 """What the name of an export begins with while it is deleted: readers never see half of one."""

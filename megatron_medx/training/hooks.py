@@ -8,7 +8,8 @@ Written against megatron-core 0.19.2; `tests/unit/training/test_hooks.py` pins w
 import inspect
 import queue
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import megatron.training.training as megatron_loop
 import torch
@@ -25,10 +26,19 @@ from megatron_medx.config.run import OptimizerSection, RunConfig
 from megatron_medx.models.qwen3_vl import PART_PREFIXES
 from megatron_medx.parallel.optimizer_state import keep_bucket_padding
 from megatron_medx.training.bad_steps import BadStepGuard
-from megatron_medx.training.exports import Exporter
 from megatron_medx.training.loss import StepLosses
 from megatron_medx.training.monitor import StepMonitor
 from megatron_medx.training.validation import ValidationLog
+
+
+class Follower(Protocol):
+    """What is done beside training with checkpoints; of use on the reporting rank alone."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint was handed to Megatron, which may finish it later."""
+
+    def advance(self) -> None:
+        """A step is done: see what has ended and start what can start, without waiting."""
 
 
 def install(
@@ -38,12 +48,12 @@ def install(
     losses: StepLosses,
     guard: BadStepGuard,
     validation: ValidationLog,
-    exporter: Exporter | None,
+    followers: Sequence[Follower],
 ) -> None:
     """Wrap the loop of this process: rates by part, the average's denominator, bad steps, step times, our metrics.
 
     And what is loaded: the rates of this run, not the checkpoint's, and step 0 with a carried optimizer. And what is
-    done between steps: validation is told of, and saved checkpoints are exported by the rank that has an exporter.
+    done between steps: validation is told of, and followers of the checkpoints that are saved.
     """
     keep_bucket_padding()
     if not config.checkpoint.async_save:
@@ -57,8 +67,8 @@ def install(
     _time_steps(config.optimizer, monitor)
     _report_steps(monitor)
     _tell_of_validation(losses, validation)
-    if exporter is not None:
-        _export_checkpoints(exporter)
+    if followers:
+        _follow_checkpoints(followers)
 
 
 def _save_without_a_helper() -> None:
@@ -226,17 +236,19 @@ def _tell_of_validation(losses: StepLosses, validation: ValidationLog) -> None:
     megatron_loop.evaluate_and_print_results = validated
 
 
-def _export_checkpoints(exporter: Exporter) -> None:
+def _follow_checkpoints(followers: Sequence[Follower]) -> None:
     """`save_checkpoint_and_time` hands a checkpoint over, to be finished now or later; each step looks what is due."""
     save, log = megatron_loop.save_checkpoint_and_time, megatron_loop.training_log
     parameters = inspect.signature(save)
 
     def saved(*args, **kwargs) -> None:
         save(*args, **kwargs)
-        exporter.saved(parameters.bind(*args, **kwargs).arguments["iteration"])
+        for follower in followers:
+            follower.saved(parameters.bind(*args, **kwargs).arguments["iteration"])
 
     def logged(*args, **kwargs):
-        exporter.advance()
+        for follower in followers:
+            follower.advance()
         return log(*args, **kwargs)
 
     megatron_loop.save_checkpoint_and_time, megatron_loop.training_log = saved, logged

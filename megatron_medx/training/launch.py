@@ -17,8 +17,9 @@ from megatron_medx.config.checkpoint_folders import RUN_FILE
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import CheckpointError, ParallelismError
+from megatron_medx.run_folder.names import LOGS, rank_log
 from megatron_medx.terminal import complain, say
-from megatron_medx.training.run_folder import LOGS, prepare_folder
+from megatron_medx.training.prepare_run import prepare_folder
 
 PORTS = range(20_000, 32_768)
 """Below those that Linux gives to outgoing connections: ranks need seconds to come and listen on the chosen one."""
@@ -171,7 +172,7 @@ def wait_for_ranks(processes: list[subprocess.Popen], folder: Path) -> int:
         return 0
     if 2 in codes:
         return 2
-    logs = {rank: folder / LOGS / f"rank_{rank}.log" for rank in failed}
+    logs = {rank: folder / LOGS / rank_log(rank) for rank in failed}
     # A rank that lost its peer fails as well: to blame is one that was killed, else one that says something else.
     rank = min(failed, key=lambda rank: (codes[rank] > 0, _lost_its_peer(logs[rank]), rank))
     log = logs[rank]

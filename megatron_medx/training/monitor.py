@@ -27,6 +27,7 @@ from torch import Tensor
 
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.loader import RowLoader
+from megatron_medx.run_folder.names import METRICS_FILE
 from megatron_medx.training.step import FLOPS, IMAGES, LOSS, SAMPLES_CRC, TOKENS
 
 QUIET_S = 5.0
@@ -48,7 +49,7 @@ class StepMonitor:
         self.learning_rate = 0.0
         self._num_steps, self._world_size = config.training.steps, config.parallel.world_size
         self._every_steps = config.log.every_steps
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS_FILE
         self._screen = screen
         self._file: TextIO | None = None
         self._first_step, self._started_s, self._shown_s = 0, 0.0, 0.0

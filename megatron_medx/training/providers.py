@@ -26,7 +26,7 @@ from megatron_medx.models.specs import layer_specs
 from megatron_medx.parallel.groups import solo_groups
 from megatron_medx.parallel.image_dealing import no_images, own_images
 from megatron_medx.parallel.row_dealing import deal_rows
-from megatron_medx.training.run_folder import DATA, REJECTS_FILE
+from megatron_medx.run_folder.names import DATA, REJECTS_FILE
 from megatron_medx.training.validation import endless_passes
 
 

@@ -20,7 +20,7 @@ from megatron_medx.config.memory import checkpoint_bytes
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.errors import CheckpointError, MedxError, ParallelismError
-from megatron_medx.training.run_folder import ERROR_FILE, LOGS
+from megatron_medx.run_folder.names import ERROR_FILE, LOGS, METRICS_FILE, rank_log
 from megatron_medx.training.start import starting_weights
 
 USER_ERROR = 2
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_rank(config: RunConfig, folder: Path, resume: bool) -> int:
     """Train as one rank; returns the exit code of this process."""
     rank = int(os.environ["RANK"])
-    screen = redirect_output(folder / LOGS / f"rank_{rank}.log")
+    screen = redirect_output(folder / LOGS / rank_log(rank))
     try:
         train(config, folder, resume, screen)
     except BaseException as error:  # torch's CheckpointException is no Exception
@@ -82,7 +82,7 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
     losses = StepLosses()
     guard, validation = BadStepGuard(config, folder, losses, monitor), ValidationLog(config, folder, monitor)
     exporter = Exporter(config, folder, monitor) if is_reporter and config.checkpoint.export_every_steps else None
-    hooks.install(config, resume, monitor, losses, guard, validation, exporter)
+    hooks.install(config, resume, monitor, losses, guard, validation, [exporter] if exporter else [])
     try:
         if exporter is not None:
             exporter.catch_up()
@@ -100,7 +100,7 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
         monitor.close()
         if exporter is not None:
             exporter.stop()
-    if is_reporter and (metrics := read_metrics(folder / "metrics.jsonl")):
+    if is_reporter and (metrics := read_metrics(folder / METRICS_FILE)):
         draw_loss_curve(metrics, folder / "loss.png", read_metrics(folder / VALIDATION_FILE))
 
 

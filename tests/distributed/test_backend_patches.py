@@ -11,7 +11,7 @@ import torch
 
 from megatron_medx.parallel import cpu
 from megatron_medx.training.launch import free_port, rank_environment
-from megatron_medx.training.run_folder import prepare_folder
+from megatron_medx.training.prepare_run import prepare_folder
 
 SCRIPT = Path(__file__).with_name("record_backend.py")
 REPOSITORY = SCRIPT.parents[2]

@@ -27,8 +27,9 @@ from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, is_hf
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.errors import CheckpointError
+from megatron_medx.run_folder.names import METRICS_FILE
 
-METRICS_FILE, PLAN_FILE = "metrics.jsonl", "plan.json"
+PLAN_FILE = "plan.json"
 MANIFEST_FILE, REPORT_FILE = "manifest.json", "report.json"
 """Names that `training` and `data` give their files; a test holds them together, since those are not imported here."""
 

@@ -56,7 +56,7 @@ def changed(*overrides: str, recipe: str = "demo") -> RunConfig:
         (["training.recompute=some"], "one of none, selective, full"),
         (["training.recompute_vision=some"], "one of none, selective, full"),
         (["training.loss_average=row"], "one of token, sample, sqrt"),
-        (["training.on_bad_loss=ignore"], "one of stop, skip"),
+        (["training.on_bad_loss=ignore"], "one of stop, skip, rollback"),
         (["data.sample_align_tokens=24"], r"data.sample_align_tokens 24(.|\n)*set data.seq_len_tokens=504 or 528"),
         (["data.decoder=dali", "data.num_workers=2"], "data.decoder dali, data.num_workers 2"),
         (["data.sample_align_tokens=1024"], r"set data.seq_len_tokens=1024, or"),

@@ -181,7 +181,7 @@ def test_each_step_is_validated_once_and_its_microbatches_alone_are_counted(loop
     assert told == [(3, [["at 3"]]), (6, [["at 6"]])]
 
 
-def test_a_saved_checkpoint_is_handed_to_the_exporter_and_each_step_looks_what_is_due(loop, monkeypatch):
+def test_a_saved_checkpoint_is_handed_to_followers_and_each_step_looks_what_is_due(loop, monkeypatch):
     from megatron_medx.training import hooks
 
     done = []
@@ -193,8 +193,8 @@ def test_a_saved_checkpoint_is_handed_to_the_exporter_and_each_step_looks_what_i
     save.__signature__ = save_parameters
     monkeypatch.setattr(loop, "save_checkpoint_and_time", save)
     monkeypatch.setattr(loop, "training_log", lambda *args, **kwargs: done.append("logged") or "as it was")
-    exporter = SimpleNamespace(saved=lambda step: done.append(f"told of {step}"), advance=lambda: done.append("looked"))
-    hooks._export_checkpoints(exporter)
+    follower = SimpleNamespace(saved=lambda step: done.append(f"told of {step}"), advance=lambda: done.append("looked"))
+    hooks._follow_checkpoints([follower])
     loop.save_checkpoint_and_time(40, "model", "optimizer", "scheduler", 0, {}, train_data_iterator=None)
     assert loop.training_log({}, loss_scale=1) == "as it was"
     assert done == ["saved", "told of 40", "looked", "logged"]

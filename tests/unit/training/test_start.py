@@ -27,7 +27,7 @@ from megatron_medx.config.files import read_run_yaml, write_run_yaml
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import CheckpointError, ConfigError
-from megatron_medx.training.run_folder import prepare_folder
+from megatron_medx.training.prepare_run import prepare_folder
 from megatron_medx.training.start import START, prepare_start, starting_weights
 
 

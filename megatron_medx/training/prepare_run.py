@@ -1,11 +1,6 @@
 """The run folder: which one a run gets, what lies in it before training starts, and what a resume must not change.
 
-    run.yaml  metrics.jsonl  validation.jsonl  loss.png  logs/  tensorboard/
-    data/          the tables that the order of rows is worked out from (data/plan/prepare.py); made at each launch
-    exports/       Hugging Face directories of some steps (exports.py)
-    checkpoints/   run.yaml, plan.json, processor/, iter_<step>/: whole without the rest of the folder
-    start/         what a Hugging Face directory became that the run started from (start.py)
-
+What else lies there: run_folder/names.py.
 torch is not imported here.
 """
 
@@ -22,12 +17,8 @@ from megatron_medx.config.run import RunConfig
 from megatron_medx.data.plan.prepare import PLAN_FILE, Prepared, check_enough, compare_plans, prepare_data
 from megatron_medx.data.plan.validation import VALIDATION_TABLES, prepare_validation
 from megatron_medx.errors import CheckpointError, ConfigError
+from megatron_medx.run_folder.names import DATA, ERROR_FILE, LOGS
 from megatron_medx.training.start import check_same_network, prepare_start
-
-LOGS, ERROR_FILE = "logs", "error.txt"
-
-DATA, REJECTS_FILE = "data", "rejects.jsonl"
-"""Folder of the tables that the order of rows is worked out from; samples that were found damaged while training."""
 
 
 def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:

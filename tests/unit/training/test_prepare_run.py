@@ -10,8 +10,9 @@ import pytest
 from megatron_medx.config.checkpoint_folders import TRACKER_FILE
 from megatron_medx.config.files import read_run_yaml, write_run_yaml
 from megatron_medx.errors import CheckpointError, ConfigError, ParallelismError
+from megatron_medx.run_folder.names import LOGS
 from megatron_medx.training.launch import PREPARED_FILE, free_port, launch, wait_until_prepared
-from megatron_medx.training.run_folder import LOGS, prepare_folder
+from megatron_medx.training.prepare_run import prepare_folder
 
 
 def prepare(config, resume=False):

@@ -1,0 +1,36 @@
+"""What lies in a run folder, by name; whoever writes or reads a run's files takes the names from here.
+
+    run.yaml  events.jsonl  metrics.jsonl  validation.jsonl  bad_steps.jsonl  rejects.jsonl  loss.png  tensorboard/
+    lock.json      whose job the folder is (lock.py)
+    logs/          rank_<n>.log, error.txt, stacks_rank_<n>.txt, export_<step>.log
+    data/          the tables that the order of rows is worked out from (data/plan/prepare.py); made at each launch
+    checkpoints/   run.yaml, plan.json, skipped_rows.jsonl, processor/, iter_<step>/: whole without the rest
+    exports/       Hugging Face directories of some steps (training/exports.py)
+    start/         what a Hugging Face directory became that the run started from (training/start.py)
+
+`run.yaml`, `checkpoints/` and Megatron's own names stand in config/checkpoint_folders.py: a root of checkpoints has
+them without a run.
+"""
+
+EVENTS_FILE = "events.jsonl"
+METRICS_FILE, BAD_STEPS_FILE, REJECTS_FILE = "metrics.jsonl", "bad_steps.jsonl", "rejects.jsonl"
+LOCK_FILE = "lock.json"
+
+LOGS, ERROR_FILE = "logs", "error.txt"
+"""Folder of what processes print, and in it the error that a launch stopped with."""
+
+DATA = "data"
+"""Folder of the tables that the order of rows is worked out from."""
+
+SKIPPED_ROWS_FILE = "skipped_rows.jsonl"
+"""In `checkpoints/`: rows that a rolled back run leaves out (skipped_rows.py)."""
+
+
+def rank_log(rank: int) -> str:
+    """In the folder of logs: what a rank and the libraries print."""
+    return f"rank_{rank}.log"
+
+
+def stacks_file(rank: int) -> str:
+    """In the folder of logs: where the threads of a rank stood when a step hung."""
+    return f"stacks_rank_{rank}.txt"
