@@ -4,7 +4,7 @@
 # make check  style alone; make test-fast  what needs neither parity with transformers nor training runs
 # make test-dist  runs over gloo: every axis of the grid, resuming, bad input
 # make test-handoff  exports in transformers, TRL, a server, lm-eval (installs these first)
-# make test-slurm  jobs on a real Slurm of two emulated nodes (as root; installs Debian packages); not part of make test
+# make test-slurm  runs that are disturbed on a real Slurm of emulated nodes (as root; installs Debian packages)
 # make clean  remove caches; make clean-all  also .venv and runs/
 
 VENV := .venv
@@ -36,6 +36,7 @@ test: check test-fast
 	$(PYTEST) tests/parity
 	$(MAKE) test-handoff
 	$(MAKE) test-dist
+	$(MAKE) test-slurm
 
 test-fast: env
 	$(PYTEST) $(FAST)
@@ -44,7 +45,7 @@ test-dist: env
 	$(PYTEST) tests/distributed
 
 test-slurm: env
-	$(PYTEST) tests/slurm/real
+	$(PYTEST) -rs tests/slurm/real
 
 test-handoff: $(HANDOFF_STAMP)
 	$(PYTEST) tests/handoff

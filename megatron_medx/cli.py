@@ -12,6 +12,7 @@ from pathlib import Path
 from megatron_medx.cli_arguments import add_command, configuration
 from megatron_medx.cli_convert import add_convert_commands
 from megatron_medx.cli_data import add_data_commands
+from megatron_medx.cli_job import add_job_commands
 from megatron_medx.errors import MedxError
 from megatron_medx.terminal import complain, say
 
@@ -20,11 +21,15 @@ TRAIN_EPILOG = """examples:
   medx train demo training.steps=5 parallel.tensor=2 parallel.pipeline=2 --nproc 4
   medx train pretrain_8b --dry-run
   medx train runs/demo/run.yaml run.folder=runs/again
-  medx train demo --resume"""
+  medx train demo --resume
+  medx train runs/demo/run.yaml --auto-resume"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand and return the exit code: 0 done, 1 a comparison failed, 2 the user can mend it."""
+    """Run one subcommand and return the exit code: 0 done, 1 a comparison failed, 2 the user can mend it.
+
+    `train` also ends with the codes of run_folder/events.py.
+    """
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
@@ -44,15 +49,24 @@ def _train(args: argparse.Namespace) -> int:
     from megatron_medx.config.checks import check, check_files
     from megatron_medx.config.describe import describe
     from megatron_medx.config.overrides import apply_overrides
+    from megatron_medx.training.interruption import block_signals
 
+    task = os.environ.get("SLURM_PROCID", "0")  # under srun every task comes here; one speaks
+    if "SLURM_PROCID" in os.environ and not args.dry_run:
+        block_signals()  # this process becomes a rank
     overrides = list(args.overrides)
     if args.nproc is not None:
         overrides.append(f"parallel.world_size={args.nproc}")
-    config = apply_overrides(configuration(args.config), overrides)
-    check(config)
-    if not args.dry_run:
-        check_files(config, args.resume)
-    if os.environ.get("SLURM_PROCID", "0") == "0":  # under srun every task comes here; one speaks
+    try:
+        config = apply_overrides(configuration(args.config), overrides)
+        check(config)
+        if not args.dry_run and task == "0":
+            check_files(config, args.resume or args.auto_resume)
+    except MedxError:
+        if task == "0":
+            raise
+        return 2
+    if task == "0" and not (args.auto_resume and "SLURM_PROCID" in os.environ):  # slurm/pretrain.sh has said it once
         for line in describe(config):
             say(line)
     if args.dry_run:
@@ -60,7 +74,7 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     from megatron_medx.training.launch import launch
 
-    return launch(config, args.resume)
+    return launch(config, args.resume, args.auto_resume)
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -69,8 +83,10 @@ def _status(args: argparse.Namespace) -> int:
     from megatron_medx.checkpoint.reports.report_file import json_report
     from megatron_medx.status.lines import status_lines
     from megatron_medx.status.report import run_status
+    from megatron_medx.status.waiting import await_run
 
     with json_report(args.json) as write:
+        await_run(args.folder, complain)
         report = run_status(args.folder, time.time())
         for line in status_lines(report):
             say(line)
@@ -119,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--question", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     add_data_commands(commands)
+    add_job_commands(commands)
     add_command(commands, "doctor", _doctor, "say what is installed and what will be used")
     return parser
 
@@ -135,7 +152,11 @@ def _add_train(commands) -> None:
     train.add_argument("config", metavar="RECIPE", help="a name that `medx recipes` lists, or the path of a run.yaml")
     train.add_argument("overrides", nargs="*", metavar="section.field=value")
     train.add_argument("--nproc", type=int, metavar="N", help="number of ranks (sets parallel.world_size)")
-    train.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    going_on = train.add_mutually_exclusive_group()
+    going_on.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    going_on.add_argument(
+        "--auto-resume", action="store_true", help="the same, or begin in that folder where nothing is saved yet"
+    )
     train.add_argument("--dry-run", action="store_true", help="check and describe the run, start nothing")
 
 

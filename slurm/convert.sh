@@ -39,7 +39,7 @@ source slurm/job.bash
 
 echo "job $SLURM_JOB_ID: medx convert $* on ${SLURMD_NODENAME:-$HOSTNAME}, $SRUN_CPUS_PER_TASK CPUs"
 if [[ "$1" != to-hf && "$1" != to-megatron ]]; then
-    exec srun medx convert "$@"
+    exec srun "${srun_options[@]}" "${medx[@]}" convert "$@"
 fi
 
 [[ $# -ge 3 && "$2" != -* && "$3" != -* ]] || refuse "medx convert $*" "source and output right behind $1" "$usage"
@@ -56,7 +56,7 @@ done
 if [[ "${SLURM_RESTART_COUNT:-0}" -gt 0 && -e "$out" && -z "$overwrite" ]]; then
     echo "$out is there: the start before this one finished it" # an output has its name only when it is whole
 else
-    srun medx convert "$@" "${workers[@]}"
+    srun "${srun_options[@]}" "${medx[@]}" convert "$@" "${workers[@]}"
 fi
 
 if [[ -n "$inexact" ]]; then
@@ -64,5 +64,5 @@ if [[ -n "$inexact" ]]; then
 elif [[ "${MEDX_VERIFY:-1}" == 0 ]]; then
     echo "not verified: MEDX_VERIFY=0"
 else
-    srun medx convert verify "$source_path" "$out"
+    srun "${srun_options[@]}" "${medx[@]}" convert verify "$source_path" "$out"
 fi

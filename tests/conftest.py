@@ -4,6 +4,7 @@ And what many tests share: the demo's data, built once a session, and a run of i
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,18 @@ def tiny_run(demo, tmp_path) -> RunConfig:
     config.training.global_batch_rows = 1
     config.optimizer.warmup_tokens = 0
     return config
+
+
+@pytest.fixture
+def save_at() -> Callable[[Path, int], None]:
+    """Makes, in a root of checkpoints, one of a step that is whole as far as it can be seen without reading tensors."""
+
+    def save(checkpoints: Path, step: int) -> None:
+        folder = checkpoints / f"iter_{step:07d}"
+        folder.mkdir()
+        (folder / "__0_0.distcp").write_bytes(b"tensors")
+        (folder / ".metadata").write_bytes(b"__0_0.distcp")
+        (folder / "metadata.json").write_text("{}")
+        (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+    return save

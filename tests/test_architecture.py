@@ -24,11 +24,14 @@ MAY_IMPORT = {
     "models": {"config", "parallel", "errors"},
     "checkpoint": {"config", "models", "parallel", "run_folder", "errors"},
     "training": {"config", "data", "models", "parallel", "checkpoint", "run_folder", "errors", "terminal"},
+    "preflight": {"config", "run_folder", "parallel", "errors", "terminal"},
     "status": {"config", "run_folder", "errors"},
+    "job": {"config", "run_folder", "errors", "terminal"},
     "generate": {"data", "errors"},
     "doctor": set(),
     "cli": None,
     "cli_data": None,
+    "cli_job": None,
     "cli_convert": None,
     "cli_weights": None,
     "cli_arguments": {"config", "recipes", "errors"},
@@ -43,6 +46,7 @@ NEVER = {
     "models": ("torch.distributed", "os", "megatron.training", "megatron.core.parallel_state", "megatron.core.mpu"),
     "run_folder": ("torch", "megatron", "transformers", "numpy"),
     "status": ("torch", "megatron", "transformers", "numpy"),
+    "job": ("torch", "megatron", "transformers", "numpy"),
     "generate": ("megatron",),
 }
 """Part -> what it never imports from outside."""

@@ -10,7 +10,7 @@ from megatron_medx import cli
 from megatron_medx.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md", *(ROOT / "docs").glob("*.md")]
 OURS = [
     path for folder in ("slurm", "examples", "tools") for path in sorted((ROOT / folder).rglob("*")) if path.is_file()
 ]
@@ -81,6 +81,43 @@ def test_commands_are_understood(line, capsys):
             cli.main(words)
     else:
         cli._parser().parse_args(words)
+
+
+@pytest.mark.parametrize("line", [line for page in PAGES for line in shell_lines(page) if "slurm/" in line])
+def test_submissions_are_understood(line):
+    """The words behind a script of slurm/ are those of the command that it runs."""
+    words = shlex.split(line, comments=True)
+    at = next(number for number, word in enumerate(words) if word.endswith(".sh"))
+    assert (ROOT / words[at]).is_file()
+    rest = [word for word in words[at + 1 :] if not word.startswith("--") or not words[at].endswith("pretrain.sh")]
+    command = {"convert.sh": ["convert"], "data.sh": ["data", "build"], "pretrain.sh": ["train"]}[Path(words[at]).name]
+    cli._parser().parse_args([*command, *rest])
+
+
+def test_environment_variables_of_ours_are_read_somewhere():
+    read = " ".join(path.read_text(encoding="utf-8") for path in OURS if path.suffix in (".sh", ".bash"))
+    read += " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "megatron_medx").rglob("*.py"))
+    for page in PAGES:
+        named = set(re.findall(r"\bMEDX_\w+", page.read_text(encoding="utf-8")))
+        assert not {name for name in named if not re.search(rf"\b{name}\b", read)}, page_id(page)
+
+
+def test_messages_that_a_page_explains_are_said_by_the_code():
+    """First cells of the tables `you see`: words in backticks are ours, piece by piece between `...`."""
+    sources = [path for path in OURS if path.suffix in (".sh", ".bash")]
+    sources += (ROOT / "megatron_medx").rglob("*.py")
+    said = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    said = re.sub(r"\"\s*\n\s*f?\"", "", said)  # a text over several lines
+    cells, in_table = [], False
+    for line in (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").splitlines():
+        in_table = line.startswith("|") and (in_table or line.startswith("| you see "))
+        cells += [line.split("|")[1]] if in_table else []
+    pieces = {
+        piece.strip(" :") for cell in cells for text in re.findall(r"`([^`]+)`", cell) for piece in text.split("...")
+    }
+    ours = {piece for piece in pieces if piece and piece not in ("squeue", "medx status")}
+    assert len(ours) > 40
+    assert not {piece for piece in ours if piece not in said}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

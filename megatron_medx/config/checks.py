@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Iterator
 
-from megatron_medx.config.checkpoint_folders import check_start
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS, check_start
 from megatron_medx.config.exports import export_problems, exports_bytes
 from megatron_medx.config.grid import GRID_RULES, Rule, divides
 from megatron_medx.config.megatron_names import OURS
@@ -300,11 +300,16 @@ def _disk(config: RunConfig) -> Iterator[Problem]:
     if not existing.is_dir():
         yield Problem(f"{existing} is a file", "run.folder is a folder", "change run.folder")
         return
-    free, needed = shutil.disk_usage(existing).free, 2 * checkpoint_bytes(config)
-    what, do = "two checkpoints, the last good one and the one being written", ""
+    stay = max(1, config.checkpoint.keep_last)  # where all are kept, only the first two can be asked for
+    num = 1 + stay - min(stay, len(list((folder / CHECKPOINTS).glob("iter_*"))))  # those of a resumed run are there
+    free, needed = shutil.disk_usage(existing).free, num * checkpoint_bytes(config)
+    do = ", lower checkpoint.keep_last" if num > 2 else ""
+    what = "two checkpoints, the last good one and the one being written" if num == 2 else "one more checkpoint"
+    if num > 2:
+        what = f"{num} checkpoints, the {num - 1} that stay and the one being written"
     if config.checkpoint.export_every_steps:
         needed += exports_bytes(config, PRECISIONS[config.training.precision].weight)
-        what, do = f"{what}; and the exports that stay", ", lower checkpoint.keep_exports"
+        what, do = f"{what}; and the exports that stay", f"{do}, lower checkpoint.keep_exports"
     if free < needed:
         yield Problem(
             f"{free / 1e9:.1f} GB free at {existing}",

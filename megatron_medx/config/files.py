@@ -22,6 +22,9 @@ from megatron_medx.config.problems import Problem, raise_problems
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import ConfigError
 
+LATER_SECTIONS = ("megatron", "survival")
+"""Sections that a run.yaml may lack: they have come since, and without them a run is as with their defaults."""
+
 PACKAGES = ("torch", "megatron-core", "transformers", "megatron-medx")
 """What provenance gives the versions of."""
 
@@ -53,7 +56,7 @@ def read_run_yaml(path: Path | str) -> RunConfig:
             f"name a recipe and start from that checkpoint: checkpoint.start_from={Path(path).parent}",
         )
     problems: list[Problem] = []
-    absent = [name for name in field_types(RunConfig) if name not in plain and name != "megatron"]
+    absent = [name for name in field_types(RunConfig) if name not in plain and name not in LATER_SECTIONS]
     if absent:
         problems.append(
             Problem(f"{path} without the section {', '.join(absent)}", "all sections", "restore the file as it was")

@@ -116,6 +116,8 @@ OURS = {
     "override_ckpt_iteration": "checkpoint.carry_optimizer",
     "no_load_optim": "checkpoint.carry_optimizer",
     "async_save": "checkpoint.async_save",
+    "use_persistent_ckpt_worker": "checkpoint.async_save",
+    "async_strategy": "checkpoint.async_save",
     "verify_integrity": "checkpoint.checksums",
     "save_retain_interval": "checkpoint.keep_every_steps",
     "exit_signal_handler": "<always on: SIGTERM and SIGUSR1 save and leave>",

@@ -172,7 +172,7 @@ class TrainingSection:
     """A step whose loss or gradient is NaN or infinite: `stop` the run before anything is saved, or `skip` the update.
 
     `rollback`: skip, and where bad steps repeat (`survival.bad_steps`), go back to a checkpoint before them and leave
-    their rows out. In any case sample ids go to the screen and to `bad_steps.jsonl`.
+    their rows out for good. In any case sample ids go to the screen and to `bad_steps.jsonl`.
     """
     validate_every_steps: int = 0
     """Loss on `data.validation_path` after every so many steps, and after the last; 0 means never."""
@@ -224,13 +224,17 @@ class SurvivalSection:
     hang_factor: float = 20.0
     """A step that takes longer than so many medians of the steps before has hung; 0 never looks."""
     hang_min_s: float = 300.0
-    """And at least so many seconds: a save or a validation may lie between two steps."""
+    """And at least so many seconds."""
     start_patience_s: float = 1800.0
-    """Seconds that a launch may take to its first step, which also loads a checkpoint and compiles kernels."""
+    """Seconds that a launch may take to its first step, which also loads a checkpoint and compiles kernels; between
+    two steps, a save or a validation."""
     bad_steps: int = 3
     """Bad steps in succession at which `training.on_bad_loss=rollback` goes back."""
     spike_factor: float = 0.0
-    """With `rollback`, a loss above so many times the median of the last 100 steps is bad as well; 0 looks at none."""
+    """With `rollback`, a loss above so many times the median of the last 100 sound steps is bad as well; 0: none is.
+
+    Its update is left out, too. Nothing is a spike before 20 losses are known.
+    """
     max_rollbacks: int = 5
     """Times that a run is rolled back before it stops."""
 

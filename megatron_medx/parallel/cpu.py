@@ -105,6 +105,14 @@ def _as_on_cpu(tensor, as_numpy: bool = False, record_stream: bool = False):
     return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
 
+def _forking_caller(queue):
+    """Megatron's former way to save beside training: a fork, which has the memory as it was."""
+    from megatron.core.dist_checkpointing.strategies.async_utils import TemporalAsyncCaller
+
+    return TemporalAsyncCaller()
+
+
+_ASYNC_CALLS = "megatron.core.dist_checkpointing.strategies.async_utils:AsyncCallsQueue"
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 
 PATCHES = (
@@ -139,6 +147,13 @@ PATCHES = (
         "l2_norm_impl",
         _l2_norm,
         "inexact in float32, so that clipping would depend on the grid",
+    ),
+    Patch(_ASYNC_CALLS, "warmup_persistent_caller", _no_op, "the worker picks its GPU among none and dies"),
+    Patch(
+        _ASYNC_CALLS,
+        "_get_async_caller",
+        _forking_caller,
+        "the worker would write tensors on the CPU, which it shares, while the next step changes them",
     ),
     Patch(_OPTIMIZER, "state_dict", with_initial_state, "torch's AdamW has no state before its first step", wraps=True),
     Patch(_OPTIMIZER, "load_state_dict", with_own_steps, "torch's AdamW counts steps per parameter", wraps=True),

@@ -21,7 +21,8 @@ AGAIN = 76
 
 EVENTS: dict[str, str] = {
     # by a job (megatron_medx/job/)
-    "job_started": "job, restart, tasks, hosts: a job entered the folder; restart counts its requeues",
+    "job_started": "job, restart, tasks, hosts: a job entered the folder; restart counts its requeues; where it was "
+    "submitted with --accept-changes, accepted: how the configuration differs from the former one",
     "job_requeued": "job, why: it waits in the queue to go on",
     "job_ended": "job, code, why",
     "lock_taken_over": "holder, why: the job that held the folder is gone",
@@ -37,7 +38,7 @@ EVENTS: dict[str, str] = {
     "checkpoint_deleted": "step: newer ones are kept in its place",
     "checkpoint_damaged": "step, problems, moved_to: it is not resumed from",
     "signal": "signal, rank, host, step: the run saves and leaves after this step",
-    "interrupted": "step, signal: all ranks saved and left with code INTERRUPTED",
+    "interrupted": "step, signal: all is saved, ranks leave with code INTERRUPTED; with 0 for Megatron's exit_interval",
     "hang": "step, waited_s, median_s, rank, host: stacks of all ranks are in logs/stacks_rank_<n>.txt",
     "bad_step": "step, what, loss, applied: what is `loss`, `gradient` or `spike`; more in bad_steps.jsonl",
     "rolled_back": "to_step, from_step, first_row, last_row, why: rows that are left out from now on, both included",

@@ -2,9 +2,11 @@
 
     run.yaml  events.jsonl  metrics.jsonl  validation.jsonl  bad_steps.jsonl  rejects.jsonl  loss.png  tensorboard/
     lock.json      whose job the folder is (lock.py)
+    preflight/     a file of each host, while the preflight looks whether all see them (preflight/shared_files.py)
     logs/          rank_<n>.log, error.txt, stacks_rank_<n>.txt, export_<step>.log
     data/          the tables that the order of rows is worked out from (data/plan/prepare.py); made at each launch
-    checkpoints/   run.yaml, plan.json, skipped_rows.jsonl, processor/, iter_<step>/: whole without the rest
+    checkpoints/   run.yaml, plan.json, skipped_rows.jsonl, processor/, iter_<step>/: whole without the rest; latest, a
+                   link; damaged-iter_<step>/ and .deleted-iter_<step>/ (integrity.py)
     exports/       Hugging Face directories of some steps (training/exports.py)
     start/         what a Hugging Face directory became that the run started from (training/start.py)
 
@@ -15,6 +17,7 @@ them without a run.
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE, BAD_STEPS_FILE, REJECTS_FILE = "metrics.jsonl", "bad_steps.jsonl", "rejects.jsonl"
 LOCK_FILE = "lock.json"
+PREFLIGHT = "preflight"
 
 LOGS, ERROR_FILE = "logs", "error.txt"
 """Folder of what processes print, and in it the error that a launch stopped with."""

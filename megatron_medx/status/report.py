@@ -1,34 +1,27 @@
 """How a run is doing, from the files of its folder alone: on any host that sees them, without torch, in a moment.
 
-Comes in: a run folder. Goes out: a dict of plain values, for `lines.py` and `--json`. Nothing asks the scheduler or
-looks for processes: a run counts as running while it writes, and a killed one until its patience is over.
+Comes in: a run folder. Goes out: a dict of plain values, for `lines.py` and `--json`. What happened is taken from
+events.jsonl (`history.py`, `state.py`), steps from metrics.jsonl; an old run without events tells what is left.
 """
 
 import datetime
 import math
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 
-from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, TRACKER_FILE
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE
 from megatron_medx.config.exports import EXPORTS
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.errors import ConfigError
-from megatron_medx.run_folder.names import BAD_STEPS_FILE, DATA, ERROR_FILE, LOGS, METRICS_FILE, REJECTS_FILE
-from megatron_medx.status import run_files
-from megatron_medx.status.launches import launches
+from megatron_medx.run_folder import events as run_events
+from megatron_medx.run_folder.names import BAD_STEPS_FILE, DATA, EVENTS_FILE, METRICS_FILE, REJECTS_FILE
+from megatron_medx.status import history, run_files
+from megatron_medx.status.state import run_state
 
 WINDOW_STEPS = 50
 """Last steps that medians and means are taken over."""
-
-PATIENCE_STEPS, PATIENCE_S = 20, 120.0
-"""A run is running until nothing was written for so many median steps, and at least so many seconds: a save or a
-validation may lie between two steps."""
-
-START_PATIENCE_S = 900.0
-"""The same before the first step of a start: libraries, the plan of the data and a checkpoint are read first."""
 
 NUM_CHECKPOINTS = 3
 """Checkpoints that are looked into, the newest."""
@@ -45,9 +38,9 @@ def run_status(folder: Path, now_s: float) -> dict:
         ConfigError: it is no run folder, or a file in it cannot be read.
     """
     _check_folder(folder)
-    config = read_run_yaml(folder / RUN_FILE)
     try:
-        return _status(folder, config, now_s)
+        config = read_run_yaml(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else None
+        return _status(folder, config, run_events.read(folder), now_s)
     except OSError as error:
         raise ConfigError(
             f"{error.filename}: {error.strerror}",
@@ -57,49 +50,47 @@ def run_status(folder: Path, now_s: float) -> dict:
 
 
 def _check_folder(folder: Path) -> None:
-    if (folder / RUN_FILE).is_file() and folder.absolute().name != CHECKPOINTS:
+    is_run = (folder / RUN_FILE).is_file() or (folder / EVENTS_FILE).is_file()
+    if is_run and folder.absolute().name != CHECKPOINTS:
         return
     if not folder.exists():
-        found, do = f"no folder {folder}", "correct the path"
+        found = f"no folder {folder}"
+        do = "correct the path; where its job still waits in the queue (squeue --me), ask again when that runs"
     elif not folder.is_dir():
         found, do = f"{folder} is a file", f"medx status {folder.parent}"
-    elif (folder / RUN_FILE).is_file():
+    elif is_run:
         found, do = f"{folder} holds the checkpoints of a run", f"medx status {folder.absolute().parent}"
     else:
-        found = f"{folder} is no run folder: it holds no {RUN_FILE}"
-        do = f"correct the path; a run that is being prepared has its {RUN_FILE} when that is done"
-    raise ConfigError(found, "the folder that `medx train` names when it starts a run", do)
+        found = f"{folder} is no run folder: it holds neither {RUN_FILE} nor {EVENTS_FILE}"
+        do = "correct the path; the first of them is there as soon as a run is prepared or its job begins"
+    raise ConfigError(found, "the folder that `medx train` or the log of the job names", do)
 
 
-def _status(folder: Path, config: RunConfig, now_s: float) -> dict:
+def _status(folder: Path, config: RunConfig | None, events: list[dict], now_s: float) -> dict:
     metrics = [line for line in run_files.tail_lines(folder / METRICS_FILE) if isinstance(line.get("step"), int)]
-    tracked, speed = run_files.tracked_step(folder / CHECKPOINTS), _speed(metrics[-WINDOW_STEPS:])
-    step, steps = metrics[-1]["step"] if metrics else 0, config.training.steps
-    state = _state(folder, steps, step, speed, now_s)
-    is_running = state["name"] == "running" and speed is not None
-    num_checkpoints, checkpoints = run_files.checkpoint_entries(folder / CHECKPOINTS, NUM_CHECKPOINTS)
+    speed, step = _speed(metrics[-WINDOW_STEPS:]), metrics[-1]["step"] if metrics else 0
+    state = run_state(folder, config, events, step, speed and speed["step_time_s"], now_s)
+    launches, jobs = history.launches(events, step or None), history.jobs(events)
     return {
         "folder": str(folder),
-        "recipe": config.run.recipe,
-        "num_ranks": config.parallel.world_size,
+        "recipe": config.run.recipe if config else None,
+        "num_ranks": config.parallel.world_size if config else (jobs[-1].get("tasks") if jobs else None),
         "read_at": _utc(now_s),
         "state": state,
         "step": step,
-        "steps": steps,
-        "left_s": max(0, steps - step) * speed["step_time_s"] if is_running else None,
+        "steps": config.training.steps if config else None,
+        "left": _left(config, step, speed, events) if config and state["name"] == "running" else None,
         "loss": _loss(metrics),
         "validation": _validation(run_files.tail_lines(folder / VALIDATION_FILE)),
         "exports": run_files.exports_found(folder / EXPORTS) if (folder / EXPORTS).is_dir() else None,
         "speed": speed,
-        "checkpoints": {
-            "num": num_checkpoints,
-            "resume_step": tracked or None,
-            "steps_since": max(0, step - tracked),
-            "every_steps": config.checkpoint.every_steps,
-            "last": [_aged(entry, now_s) for entry in checkpoints],
-        },
-        "launches": launches(folder),
-        "bad_steps": _bad_steps(folder / BAD_STEPS_FILE),
+        "checkpoints": _checkpoints(folder / CHECKPOINTS, config, step, events, now_s),
+        "saves": history.saves(events),
+        "launches": launches,
+        "jobs": jobs,
+        "preflight": history.preflight(events),
+        "incidents": history.incidents(events),
+        "bad_steps": _bad_steps(folder / BAD_STEPS_FILE, history.told(events, "bad_step")),
         "rejects": {
             "damaged": run_files.count_lines(folder / REJECTS_FILE),
             "too_long": run_files.count_lines(folder / DATA / REJECTS_FILE),
@@ -107,49 +98,27 @@ def _status(folder: Path, config: RunConfig, now_s: float) -> dict:
     }
 
 
-def _state(folder: Path, steps: int, step: int, speed: dict | None, now_s: float) -> dict:
-    """`name`, `why` in words, `since`: when it began, or for a running one the last sign of life; UTC.
-
-    And `error`, of a run that stopped with one, or the traceback that a stale one's log ends with.
-    """
-    logs, checkpoints = folder / LOGS, folder / CHECKPOINTS
-    stepped_s = run_files.written_s(folder / METRICS_FILE)
-    prepared_s = run_files.written_s(folder / RUN_FILE)  # by each launch, before its ranks start
-    signs = (prepared_s, stepped_s, *map(run_files.written_s, _signs_of_life(folder)))
-    sign_s = max(sign for sign in signs if sign is not None)
-    if (error := run_files.error_text(folder)) is not None:
-        since_s = run_files.written_s(logs / ERROR_FILE) or sign_s
-        return _named("stopped", "with an error", since_s, error)
-    if step >= steps and run_files.tracked_step(checkpoints) >= steps:
-        return _named("finished", "the last step is done and saved", stepped_s or sign_s)
-    if stepped_s is None and not (logs / "rank_0.log").is_file():
-        return _named("not started", "the folder is prepared, no rank has started", prepared_s)
-    is_starting = stepped_s is None or prepared_s > stepped_s
-    if is_starting:
-        patience_s, doing = START_PATIENCE_S, "it starts, no step of this start is done yet"
-    else:
-        patience_s = max(PATIENCE_S, PATIENCE_STEPS * speed["step_time_s"] if speed else 0.0)
-        doing = "the last step is done, its checkpoint is not" if step >= steps else "it writes"
-    if now_s - sign_s <= patience_s:
-        return _named("running", doing, sign_s)
-    why = f"nothing was written for longer than {patience_s:.0f} s"
-    if is_starting or step >= steps:
-        why += f"; then: {doing}"
-    fallen = run_files.last_words(logs) if logs.is_dir() else None
-    return _named("stale", why, sign_s, None if fallen is None else f"{fallen[0]}: {fallen[1]}")
+def _left(config: RunConfig, step: int, speed: dict | None, events: list[dict]) -> dict | None:
+    """Seconds to the last step, and whether saves and validation are in them: they are once two saves were told of."""
+    whole_s = history.step_s_with_saves(events)
+    step_s = whole_s or (speed and speed["step_time_s"])
+    if step_s is None:
+        return None
+    return {"time_s": max(0, config.training.steps - step) * step_s, "with_saves": whole_s is not None}
 
 
-def _signs_of_life(folder: Path) -> Iterable[Path]:
-    """What is written while no step ends: validation, saves (Megatron tells of them in the log of rank 0)."""
-    return (
-        folder / VALIDATION_FILE,
-        folder / CHECKPOINTS / TRACKER_FILE,
-        folder / LOGS / "rank_0.log",
-    )
-
-
-def _named(name: str, why: str, since_s: float, error: str | None = None) -> dict:
-    return {"name": name, "why": why, "since": _utc(since_s), "error": error}
+def _checkpoints(checkpoints: Path, config: RunConfig | None, step: int, events: list[dict], now_s: float) -> dict:
+    """How many lie there, where a resume starts, and the last ones with what events tell of their saves."""
+    tracked = run_files.tracked_step(checkpoints)
+    num, entries = run_files.checkpoint_entries(checkpoints, NUM_CHECKPOINTS)
+    save_s = {save.get("step"): save.get("save_s") for save in history.told(events, "saved")}
+    return {
+        "num": num,
+        "resume_step": tracked or None,
+        "steps_since": max(0, step - tracked),
+        "every_steps": config.checkpoint.every_steps if config else None,
+        "last": [_aged(entry, now_s) | {"save_s": save_s.get(entry["step"])} for entry in entries],
+    }
 
 
 def _speed(metrics: list[dict]) -> dict | None:
@@ -205,15 +174,16 @@ def _validation(lines: list[dict]) -> dict | None:
     }
 
 
-def _bad_steps(path: Path) -> dict | None:
-    """How many lines there are, a step that was repeated twice, and the last."""
-    num, last = run_files.count_lines(path), run_files.tail_lines(path)[-1:]
-    if not num or not last:
+def _bad_steps(path: Path, told: list[dict]) -> dict | None:
+    """How many there were, a step that was repeated twice, and the last: from its event, and of an old run the file."""
+    lines = run_files.tail_lines(path)
+    num, last = max(run_files.count_lines(path), len(told)), (told or lines)[-1:]
+    if not last:
         return None
-    samples = last[0].get("sample_ids")
+    samples = lines[-1].get("sample_ids") if lines else None
     return {
         "num": num,
-        "last": {key: last[0].get(key) for key in ("step", "what", "loss")}
+        "last": {key: last[0].get(key) for key in ("step", "what", "loss", "applied")}
         | {"num_samples": len(samples) if isinstance(samples, list) else None},
     }
 

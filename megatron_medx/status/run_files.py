@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_medx.config.checkpoint_folders import METADATA_FILE, TRACKER_FILE
 from megatron_medx.config.exports import BEST, INDEX_FILE, exported_step
+from megatron_medx.run_folder.integrity import INTEGRITY_FILE
 from megatron_medx.run_folder.names import ERROR_FILE, LOGS
 
 TAIL_BYTES = 2**20
@@ -71,7 +72,8 @@ def checkpoint_entries(checkpoints: Path, num_last: int) -> tuple[int, list[dict
     """How many iteration folders there are, and the last ones, newest first.
 
     Keys of an entry: `step`; `written_s`, since 1970; `bytes`, of all its files; `whole`; `missing`, what it lacks to
-    be whole: metadata.json, which Megatron writes last, or the tracker, which names a step only once it is saved.
+    be whole: metadata.json, which Megatron writes last, or the tracker, which names a step only once it is saved;
+    `checksums`, whether it has those that a resume verifies.
     """
     tracked = tracked_step(checkpoints)
     found = sorted((step, path) for path in checkpoints.glob("iter_*") if (step := exported_step(path)) is not None)
@@ -86,6 +88,7 @@ def checkpoint_entries(checkpoints: Path, num_last: int) -> tuple[int, list[dict
                 "bytes": sum(num_bytes for _, num_bytes in files),
                 "whole": not missing,
                 "missing": missing,
+                "checksums": (path / INTEGRITY_FILE).is_file(),
             }
         )
     return len(found), entries

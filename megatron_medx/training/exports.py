@@ -12,15 +12,17 @@ where a partial folder lies. Checkpoints are only read.
     logs/export_<step>.log
 """
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -108,6 +110,10 @@ class Exporter:
             self._conclude(self._process.returncode)
         while self._process is None and self._waiting:
             self._start_unless_beaten(self._waiting.pop())  # the newest first: it is mostly the best
+
+    def needs(self, step: int) -> bool:
+        """Whether the checkpoint of a step is still to be exported, or being so."""
+        return step in self._saving or step in self._waiting or (self._process is not None and step == self._step)
 
     def finish(self) -> Iterator[None]:
         """Go on until nothing is under way; yields while there is, a few times a second.
@@ -207,18 +213,26 @@ class Exporter:
         return self._logs / f"export_{step}.log"
 
 
-def finish_together(exporter: Exporter | None) -> None:
-    """Wait on all ranks until the reporting one's exports are done. Collective over all ranks.
+class Finisher(Protocol):
+    """What goes on beside training and is waited for at its end."""
+
+    def finish(self) -> Iterator[None]:
+        """Go on until nothing is under way; yields while there is, a few times a second."""
+
+
+def finish_together(finishers: Sequence[Finisher]) -> None:
+    """Wait on all ranks until the reporting one has finished all. Collective over all ranks.
 
     Ranks that left earlier would take the store and, under srun, the whole job step with them.
 
     Args:
-        exporter: of the last rank, which reports; None on the others.
+        finishers: of the last rank, which reports; none on the others.
     """
     under_way = torch.ones((), dtype=torch.int32, device=torch.cuda.current_device())
-    steps = iter(()) if exporter is None else exporter.finish()
+    is_reporter = dist.get_rank() == dist.get_world_size() - 1
+    steps = itertools.zip_longest(*(finisher.finish() for finisher in finishers))
     while under_way.item():
-        if exporter is not None:
+        if is_reporter:
             under_way.fill_(next(steps, "done") != "done")
         dist.broadcast(under_way, src=dist.get_world_size() - 1)
 

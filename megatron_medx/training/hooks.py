@@ -5,10 +5,13 @@ number of tokens that gradients are divided by.
 Written against megatron-core 0.19.2; `tests/unit/training/test_hooks.py` pins what is relied on.
 """
 
+import functools
 import inspect
+import multiprocessing
 import queue
 import time
 from collections.abc import Sequence
+from multiprocessing.managers import SyncManager
 from typing import Any, Protocol
 
 import megatron.training.training as megatron_loop
@@ -26,6 +29,7 @@ from megatron_medx.config.run import OptimizerSection, RunConfig
 from megatron_medx.models.qwen3_vl import PART_PREFIXES
 from megatron_medx.parallel.optimizer_state import keep_bucket_padding
 from megatron_medx.training.bad_steps import BadStepGuard
+from megatron_medx.training.interruption import die_with_the_launcher
 from megatron_medx.training.loss import StepLosses
 from megatron_medx.training.monitor import StepMonitor
 from megatron_medx.training.validation import ValidationLog
@@ -56,7 +60,9 @@ def install(
     done between steps: validation is told of, and followers of the checkpoints that are saved.
     """
     keep_bucket_padding()
-    if not config.checkpoint.async_save:
+    if config.checkpoint.async_save:
+        _let_the_helper_die_with_its_rank()
+    else:
         _save_without_a_helper()
     _give_parts_their_rates(config.optimizer)
     _keep_own_hyperparameters()
@@ -68,7 +74,8 @@ def install(
     _report_steps(monitor)
     _tell_of_validation(losses, validation)
     if followers:
-        _follow_checkpoints(followers)
+        _follow_checkpoints(followers, monitor)
+    _save_no_step_twice()
 
 
 def _save_without_a_helper() -> None:
@@ -77,6 +84,13 @@ def _save_without_a_helper() -> None:
     Megatron would start one on every rank, which imports torch anew: 3 s of processor time before the first save.
     """
     filesystem_async._results_queue = queue.SimpleQueue()
+
+
+def _let_the_helper_die_with_its_rank() -> None:
+    """Saving beside training needs it, a process that holds a queue; a rank that is killed would leave it for ever."""
+    manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+    manager.start(initializer=die_with_the_launcher)
+    filesystem_async._results_queue = manager.Queue()
 
 
 def _give_parts_their_rates(optimizer: OptimizerSection) -> None:
@@ -175,7 +189,7 @@ def _guard_steps(guard: BadStepGuard) -> None:
 
     def guarded(*args, **kwargs):
         said = parameters.bind(*args, **kwargs).arguments
-        guard.start_step(said["iteration"] + 1, said["optimizer"])
+        guard.start_step(said["iteration"] + 1, get_args().consumed_train_samples, said["optimizer"])
         return original(*args, **kwargs)
 
     megatron_loop.train_step = guarded
@@ -207,6 +221,7 @@ def _report_steps(monitor: StepMonitor) -> None:
     original = megatron_loop.training_log
     parameters = inspect.signature(original)
 
+    @functools.wraps(original)  # those that wrap it as well ask for its parameters
     def logged(*args, **kwargs):
         said = parameters.bind(*args, **kwargs).arguments
         if said["loss_dict"]:
@@ -236,16 +251,36 @@ def _tell_of_validation(losses: StepLosses, validation: ValidationLog) -> None:
     megatron_loop.evaluate_and_print_results = validated
 
 
-def _follow_checkpoints(followers: Sequence[Follower]) -> None:
+def _save_no_step_twice() -> None:
+    """A run that goes on at its last step, and has none to train, would write its only checkpoint of it once more.
+
+    Killed meanwhile, it would leave half of one. `iteration` of Megatron's arguments is the step that was loaded.
+    """
+    original = megatron_loop.save_checkpoint_and_time
+    parameters = inspect.signature(original)
+
+    def saved(*args, **kwargs) -> None:
+        if parameters.bind(*args, **kwargs).arguments["iteration"] != get_args().iteration:
+            original(*args, **kwargs)
+
+    megatron_loop.save_checkpoint_and_time = saved
+
+
+def _follow_checkpoints(followers: Sequence[Follower], monitor: StepMonitor) -> None:
     """`save_checkpoint_and_time` hands a checkpoint over, to be finished now or later; each step looks what is due."""
     save, log = megatron_loop.save_checkpoint_and_time, megatron_loop.training_log
     parameters = inspect.signature(save)
 
+    @functools.wraps(save)
     def saved(*args, **kwargs) -> None:
+        step, start = parameters.bind(*args, **kwargs).arguments["iteration"], time.perf_counter()
+        monitor.saving_step = step
         save(*args, **kwargs)
+        monitor.saving_step, monitor.save_time_s = None, time.perf_counter() - start
         for follower in followers:
-            follower.saved(parameters.bind(*args, **kwargs).arguments["iteration"])
+            follower.saved(step)
 
+    @functools.wraps(log)
     def logged(*args, **kwargs):
         for follower in followers:
             follower.advance()

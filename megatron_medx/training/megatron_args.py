@@ -136,6 +136,7 @@ def _training(config: RunConfig) -> dict[str, Any]:
         "check_for_nan_in_loss_and_grad": False,  # bad_steps.py checks, with sample ids instead of a traceback
         "manual_gc": True,  # ranks collect garbage at the same steps, or each pause stalls all of them in turn
         "manual_gc_interval": 50,
+        "exit_signal_handler": True,  # saves and leaves when survival_hooks.py says that a signal has come
     }
 
 
@@ -174,6 +175,10 @@ def _checkpoints(config: RunConfig, folder: Path, resume: bool, start: Path | No
         "ckpt_format": "torch_dist",
         "dist_ckpt_optim_fully_reshardable": True,  # resume on any grid
         "async_save": config.checkpoint.async_save,
+        # Megatron turns async_save off without the worker. Its other strategy needs nvidia-resiliency-ext 0.6.0, which
+        # no package index has (0.4.1 is the newest, 2026-11).
+        "use_persistent_ckpt_worker": config.checkpoint.async_save,
+        "async_strategy": "mcore" if config.checkpoint.async_save else None,
         # Nothing draws random numbers after the initial weights: dropout is 0, the order of data is a function.
         "no_save_rng": True,
         "no_load_rng": True,

@@ -45,6 +45,8 @@ class StepMonitor:
 
     def __init__(self, config: RunConfig, folder: Path, screen: TextIO | None):
         self.step_time_s = 0.0
+        self.saving_step: int | None = None  # of a save that holds training up
+        self.save_time_s = 0.0  # how long the last one did
         self._loaders: list[RowLoader] = []
         self.learning_rate = 0.0
         self._num_steps, self._world_size = config.training.steps, config.parallel.world_size

@@ -10,18 +10,32 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, TRACKER_FILE
+from megatron_medx.checkpoint.writing.progress import byte_progress
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS, METADATA_FILE, RUN_FILE, TRACKER_FILE
+from megatron_medx.config.differences import differences
 from megatron_medx.config.files import collect_provenance, read_run_yaml, write_run_yaml
 from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_processor
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.plan.prepare import PLAN_FILE, Prepared, check_enough, compare_plans, prepare_data
 from megatron_medx.data.plan.validation import VALIDATION_TABLES, prepare_validation
 from megatron_medx.errors import CheckpointError, ConfigError
+from megatron_medx.run_folder.integrity import DAMAGED, newest_sound, steps_on_disk
 from megatron_medx.run_folder.names import DATA, ERROR_FILE, LOGS
+from megatron_medx.run_folder.skipped_rows import merged, num_skipped, read_skips
+from megatron_medx.terminal import complain
+from megatron_medx.training.interruption import FAILURE_MARK
 from megatron_medx.training.start import check_same_network, prepare_start
+from megatron_medx.training.watchdog import HANG_MARK
+
+NOT_THE_RUN = (
+    *("parallel.", "survival.", "log.", "run.folder ", "run.license "),
+    *("checkpoint.every_steps ", "checkpoint.async_save ", "checkpoint.export_every_steps ", "checkpoint.checksums "),
+    *("checkpoint.keep_", "data.num_workers ", "data.prefetch_rows ", "data.decoder "),
+)
+"""Beginnings of fields that say where, how fast and how safely a run goes, not what it learns."""
 
 
-def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
+def prepare_folder(config: RunConfig, resume: bool, command: list[str], re_enter: bool = False) -> Path:
     """Choose and fill the run folder; `config.run.folder` is set to it, `start_from` to the one checkpoint meant.
 
     Nothing that was saved is overwritten: a new run never enters a folder that holds one.
@@ -30,18 +44,19 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
         config: the run.
         resume: the folder holds a run that goes on.
         command: what was typed, for the record.
+        re_enter: a new run may enter the folder of the same one, which has saved nothing yet.
 
     Raises:
         ConfigError: a new run would enter an old one's folder, or a resume changes the order of data.
         CheckpointError: there is nothing to resume or to start from, or it is another network's.
         DataError: the processor directory is not whole, or the data are not what was built.
     """
-    folder = resumed_folder(config) if resume else new_folder(config)
+    folder = choose_folder(config, resume or re_enter)
     checkpoints = folder / CHECKPOINTS
     if resume:
         check_resume(config, checkpoints)
     plan = prepare_data(config, folder / DATA)
-    check_enough(config, plan)
+    check_enough(config, plan, num_skipped(merged(read_skips(checkpoints))))
     if config.training.validate_every_steps:
         prepare_validation(config, folder / DATA / VALIDATION_TABLES, checkpoints, resume)
     if resume:
@@ -49,6 +64,10 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
         config.checkpoint.start_from = read_run_yaml(checkpoints / RUN_FILE).checkpoint.start_from  # as it was
     elif config.checkpoint.start_from:
         prepare_start(config, folder)
+    if re_enter and not resume:
+        check_same_run(config, folder)
+        newest_sound(checkpoints, complain)  # there is none; a save that was cut off is put out of the way
+        newest_sound(checkpoints, complain)  # there is none; a first save that was cut off gets out of the way
     checkpoints.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / DATA / PLAN_FILE, checkpoints / PLAN_FILE)
     config.run.folder = str(folder)
@@ -58,8 +77,43 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str]) -> Path:
     limits = {"min_pixels": config.data.min_pixels, "max_pixels": config.data.max_pixels}
     copy_processor(config.processor_folder, checkpoints / PROCESSOR_FOLDER, **limits)
     (folder / LOGS).mkdir(exist_ok=True)
-    (folder / LOGS / ERROR_FILE).unlink(missing_ok=True)
+    for mark in (ERROR_FILE, HANG_MARK, FAILURE_MARK):
+        (folder / LOGS / mark).unlink(missing_ok=True)
     return folder
+
+
+def choose_folder(config: RunConfig, resume: bool) -> Path:
+    """The folder of a run that goes on, or of a new one.
+
+    Raises:
+        ConfigError: a new run would enter an old one's folder.
+    """
+    return resumed_folder(config) if resume else new_folder(config)
+
+
+def holds_checkpoint(config: RunConfig) -> bool:
+    """Whether the run in its folder has saved anything that it could go on from, or should refuse to go on without."""
+    checkpoints = resumed_folder(config) / CHECKPOINTS
+    whole = any(checkpoints.glob(f"iter_*/{METADATA_FILE}"))
+    return whole or (checkpoints / TRACKER_FILE).exists() or any(checkpoints.glob(f"{DAMAGED}*"))
+
+
+def check_same_run(config: RunConfig, folder: Path) -> None:
+    """Refuse to begin in the folder of another run, which has saved nothing.
+
+    Raises:
+        ConfigError: with what differs.
+    """
+    if not (folder / RUN_FILE).exists():
+        return
+    names = ("in the folder", "asked for")
+    found = differences(read_run_yaml(folder / RUN_FILE), config, names)
+    if changed := [text for text in found if not text.startswith(NOT_THE_RUN)]:
+        raise ConfigError(
+            f"{folder} holds another run, without a checkpoint: {'; '.join(changed)}",
+            "the run that began there, or a folder of its own",
+            f"repeat the values, choose another run.folder, or remove {folder}",
+        )
 
 
 def new_folder(config: RunConfig) -> Path:
@@ -91,14 +145,15 @@ def numbered_folders(config: RunConfig) -> Iterator[Path]:
 
 
 def check_resume(config: RunConfig, checkpoints: Path) -> None:
-    """Refuse to resume without a checkpoint or into another network."""
-    if not (checkpoints / TRACKER_FILE).exists():
+    """Refuse to resume into another network or without a checkpoint; the tracker then names the newest sound one."""
+    if steps_on_disk(checkpoints):
+        check_same_network(config.model, checkpoints)
+    if newest_sound(checkpoints, complain, checksums=config.checkpoint.checksums, progress=byte_progress) is None:
         raise CheckpointError(
             f"{checkpoints} has no complete checkpoint",
             "a checkpoint to resume from",
             "start without --resume, in a new run.folder if this one is taken",
         )
-    check_same_network(config.model, checkpoints)
 
 
 def check_order(plan: Prepared, checkpoints: Path) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training import get_args
 from megatron.training.arguments import core_transformer_config_from_args
 
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import validation_config
@@ -27,6 +28,7 @@ from megatron_medx.parallel.groups import solo_groups
 from megatron_medx.parallel.image_dealing import no_images, own_images
 from megatron_medx.parallel.row_dealing import deal_rows
 from megatron_medx.run_folder.names import DATA, REJECTS_FILE
+from megatron_medx.run_folder.skipped_rows import merged, read_skips, row_at
 from megatron_medx.training.validation import endless_passes
 
 
@@ -118,13 +120,13 @@ def make_dataset_provider(config: RunConfig, watch: Callable[[RowLoader], None])
     return dataset_provider
 
 
-def load_rank_rows(config: RunConfig, first_row: int) -> RowLoader:
-    """The microbatches of this rank from row `first_row` of the run on, read ahead of the step."""
+def load_rank_rows(config: RunConfig, position: int) -> RowLoader:
+    """The microbatches of this rank from a position of the run on, without skipped rows, read ahead of the step."""
     dataset = rank_dataset(config, config.run_folder / DATA)
     rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-    return start_loader(
-        config, dataset, rows_of_rank(dataset.cost, first_row, config.training.global_batch_rows, rank, size)
-    )
+    skipped = merged(read_skips(config.run_folder / CHECKPOINTS))
+    rows = rows_of_rank(dataset.cost, position, config.training.global_batch_rows, rank, size, skipped)
+    return start_loader(config, dataset, rows)
 
 
 def load_validation_rows(config: RunConfig) -> Iterator[Microbatch]:
@@ -168,16 +170,23 @@ def wanted_images(model: ModelConfig) -> Callable[[torch.Tensor], list[int]]:
 
 
 def rows_of_rank(
-    cost_of: Callable[[int], float], first_row: int, rows_per_step: int, rank: int, size: int
+    cost_of: Callable[[int], float],
+    first_position: int,
+    rows_per_step: int,
+    rank: int,
+    size: int,
+    skipped: Sequence[tuple[int, int]] = (),
 ) -> Iterator[int]:
     """The rows that one rank takes of each step, dealt by estimated cost; a step holds the same rows on any grid.
 
     Args:
         cost_of: the estimated cost of a row, the same on every rank.
-        first_row: rows consumed by all ranks before, where a step begins; the only state that a resume needs.
+        first_position: rows consumed by all ranks before, where a step begins; the only state that a resume needs.
         rows_per_step: of all ranks.
         rank, size: place among the data-parallel ranks, which divide the rows of a step.
+        skipped: ranges of rows that no step holds (run_folder/skipped_rows.py).
     """
-    for first in itertools.count(first_row, rows_per_step):
-        for place in deal_rows([cost_of(row) for row in range(first, first + rows_per_step)], size)[rank]:
-            yield first + place
+    for first in itertools.count(first_position, rows_per_step):
+        rows = [row_at(position, skipped) for position in range(first, first + rows_per_step)]
+        for place in deal_rows([cost_of(row) for row in rows], size)[rank]:
+            yield rows[place]

@@ -20,8 +20,21 @@ from megatron_medx.config.memory import checkpoint_bytes
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.errors import CheckpointError, MedxError, ParallelismError
+from megatron_medx.run_folder import events
 from megatron_medx.run_folder.names import ERROR_FILE, LOGS, METRICS_FILE, rank_log
+from megatron_medx.training.interruption import (
+    Hurried,
+    Interruption,
+    SignalListener,
+    StartAgain,
+    block_signals,
+    die_with_the_launcher,
+    first_step_teller,
+    last_launch,
+    tell_of_failure,
+)
 from megatron_medx.training.start import starting_weights
+from megatron_medx.training.watchdog import Watchdog
 
 USER_ERROR = 2
 """Exit code of a run that stopped for something its user can mend."""
@@ -29,6 +42,8 @@ USER_ERROR = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m megatron_medx.training.worker RUN_FOLDER [--resume]`: train as the rank that RANK says."""
+    block_signals()
+    die_with_the_launcher()
     words = list(sys.argv[1:] if argv is None else argv)
     folder = Path(words[0])
     return run_rank(read_run_yaml(folder / RUN_FILE), folder, resume="--resume" in words)
@@ -36,56 +51,62 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_rank(config: RunConfig, folder: Path, resume: bool) -> int:
     """Train as one rank; returns the exit code of this process."""
-    rank = int(os.environ["RANK"])
-    screen = redirect_output(folder / LOGS / rank_log(rank))
+    listener = SignalListener()
+    listener.start()
+    screen = redirect_output(folder / LOGS / rank_log(int(os.environ["RANK"])))
     try:
-        train(config, folder, resume, screen)
+        return train(config, folder, resume, screen, listener)
+    except StartAgain as end:
+        if is_reporter(config):
+            _say(screen, str(end))
+        return events.AGAIN
     except BaseException as error:  # torch's CheckpointException is no Exception
         mendable = error if isinstance(error, MedxError) else as_user_error(error, config, folder)
+        tell_of_failure(mendable or error, folder)
         if mendable is None:
             raise
         report_once(folder, str(mendable), screen)
         return USER_ERROR
-    return 0
 
 
-def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None:
-    """Set this process up, then hand it to Megatron."""
+def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO, listener: SignalListener) -> int:
+    """Set this process up, hand it to Megatron, and end well; the exit code."""
+    launched_s, steps_done = last_launch(folder)
+    rank, reports = int(os.environ["RANK"]), is_reporter(config)
+    watchdog = Watchdog(config.survival, folder, rank, steps_done, lambda line: _say(screen, f"\n{line}"))
+    watchdog.start()
     # Imports wait until output is redirected and the CPU backend has set its environment.
-    from megatron_medx.parallel.cpu import cpu_backend_needed, enable_cpu_backend
-
-    rank = int(os.environ["RANK"])
-    is_reporter = rank == config.parallel.world_size - 1
-    if cpu_backend_needed():
-        import torch
-
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.parallel.world_size))
-    enable_cpu_backend(announce=lambda line: _say(screen, line) if rank == 0 else None)
+    set_up_backend(config, screen)
 
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
     from megatron_medx.models.specs import transformer_engine_usable
-    from megatron_medx.training import hooks
+    from megatron_medx.training import hooks, survival_hooks
     from megatron_medx.training.bad_steps import BadStepGuard
     from megatron_medx.training.exports import Exporter, finish_together
+    from megatron_medx.training.keeper import CheckpointKeeper
     from megatron_medx.training.loss import StepLosses
-    from megatron_medx.training.monitor import StepMonitor, draw_loss_curve, read_metrics
+    from megatron_medx.training.monitor import StepMonitor
     from megatron_medx.training.providers import make_dataset_provider, make_model_provider
     from megatron_medx.training.step import make_forward_step
     from megatron_medx.training.validation import ValidationLog
 
     use_transformer_engine = transformer_engine_usable()
     arguments = parse_megatron_arguments(config, folder, resume, use_transformer_engine)
-    monitor = StepMonitor(config, folder, screen if is_reporter else None)
+    monitor = StepMonitor(config, folder, screen if reports else None)
     losses = StepLosses()
     guard, validation = BadStepGuard(config, folder, losses, monitor), ValidationLog(config, folder, monitor)
-    exporter = Exporter(config, folder, monitor) if is_reporter and config.checkpoint.export_every_steps else None
-    hooks.install(config, resume, monitor, losses, guard, validation, [exporter] if exporter else [])
+    exporter = Exporter(config, folder, monitor) if reports and config.checkpoint.export_every_steps else None
+    keeper = CheckpointKeeper(config, folder, monitor, exporter) if reports else None
+    followers = [follower for follower in (exporter, keeper) if follower is not None]
+    interruption = Interruption(listener, folder, config.training.steps, reports)
+    survival_hooks.install(interruption, watchdog, first_step_teller(folder, launched_s) if reports else None)
+    hooks.install(config, resume, monitor, losses, guard, validation, followers)
     try:
-        if exporter is not None:
-            exporter.catch_up()
+        for follower in followers:
+            follower.catch_up()
         with _ending_early():
             pretrain(
                 pretrain_cfg_container_from_args(arguments),
@@ -94,19 +115,47 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO) -> None
                 make_forward_step(config, losses),
                 model_provider=make_model_provider(config, use_transformer_engine),
             )
-        if config.checkpoint.export_every_steps:
-            finish_together(exporter)
+        watchdog.stop()  # what follows takes the time it needs
+        interruption.tell_at_once()
+        finish_together([Hurried(keeper)] if keeper and interruption.by_signal else followers)
     finally:
+        watchdog.stop()
         monitor.close()
-        if exporter is not None:
-            exporter.stop()
-    if is_reporter and (metrics := read_metrics(folder / METRICS_FILE)):
+        for follower in followers:
+            follower.stop()
+    if reports:
+        draw(folder)
+    return interruption.end()
+
+
+def set_up_backend(config: RunConfig, screen: TextIO) -> None:
+    """Threads and, without a GPU, the patches of Megatron; rank 0 says so."""
+    from megatron_medx.parallel.cpu import cpu_backend_needed, enable_cpu_backend
+
+    if cpu_backend_needed():
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.parallel.world_size))
+    speaks = os.environ["RANK"] == "0"
+    enable_cpu_backend(announce=lambda line: _say(screen, line) if speaks else None)
+
+
+def is_reporter(config: RunConfig) -> bool:
+    """Whether this rank is the one that tells and writes: the last one, which has the loss."""
+    return int(os.environ["RANK"]) == config.parallel.world_size - 1
+
+
+def draw(folder: Path) -> None:
+    """Picture of the run so far, when it has done a step."""
+    from megatron_medx.training.monitor import draw_loss_curve, read_metrics
+
+    if metrics := read_metrics(folder / METRICS_FILE):
         draw_loss_curve(metrics, folder / "loss.png", read_metrics(folder / VALIDATION_FILE))
 
 
 @contextlib.contextmanager
 def _ending_early() -> Iterator[None]:
-    """What Megatron does when it stops before the last step, saved and well: exit_interval, exit_duration_in_mins."""
+    """What Megatron does when it stops before the last step, saved and well: it exits with code 0."""
     try:
         yield
     except SystemExit as end:

@@ -4,6 +4,7 @@ Most samples have no image, so that microbatches, and now and then whole steps, 
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,15 @@ def build(source: Path, folder: Path, records: list[dict]) -> Path:
     """Write the samples of a source and build the data folder."""
     (source / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     build_data(source, folder, BuildOptions(report_picture=False))
+    return folder
+
+
+def build_divided_by_zero(source: Path, folder: Path, records: list[dict]) -> Path:
+    """Build a copy of a source, whose images become infinite when they are normalized: `image_std` is 0."""
+    shutil.copytree(source, folder / "source")
+    build(folder / "source", folder, records)
+    settings = folder / "processor" / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"image_std": [0.0, 0.0, 0.0]}))
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_medx.parallel import cpu
-from megatron_medx.training.launch import free_port, rank_environment
+from megatron_medx.training.local_ranks import free_port, rank_environment
 from megatron_medx.training.prepare_run import prepare_folder
 
 SCRIPT = Path(__file__).with_name("record_backend.py")
@@ -19,7 +19,7 @@ REPOSITORY = SCRIPT.parents[2]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the backend is off where a GPU is")
 def test_a_run_uses_every_patch_and_needs_no_other(tiny_run, tmp_path):
-    """Train experts on two tensor ranks, recompute, save, resume: fails when a patch is missing or not asked for."""
+    """Train experts on two tensor ranks, recompute, save, resume, save beside training: fails when a patch is missing or not asked for."""
     model = tiny_run.model
     model.num_experts, model.experts_per_token, model.expert_ffn_hidden_size = 4, 2, 24
     tiny_run.parallel.expert = 2
@@ -28,7 +28,7 @@ def test_a_run_uses_every_patch_and_needs_no_other(tiny_run, tmp_path):
     tiny_run.training.steps, tiny_run.checkpoint.every_steps = 2, 2
     folder = prepare_folder(tiny_run, resume=False, command=["test"])
     used = record(folder, tmp_path / "first.json")
-    tiny_run.training.steps = 3
+    tiny_run.training.steps, tiny_run.checkpoint.async_save = 3, True
     prepare_folder(tiny_run, resume=True, command=["test"])
     used |= record(folder, tmp_path / "second.json", "--resume")
     needless = {f"{patch.module}.{patch.name}" for patch in cpu.PATCHES} - used

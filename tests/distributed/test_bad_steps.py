@@ -4,14 +4,13 @@ Twelve samples, four a step: the only image is in step 2 of 3. Every step is sav
 """
 
 import json
-import shutil
 
 import pytest
 import torch
 from agreement import LOSS_TOLERANCE, assert_clear_error, assert_same_losses, first_moments, weights
 from grids import ONE, SMALL
 from medx_runs import tracker
-from small_data import build, conversation
+from small_data import build_divided_by_zero, conversation
 
 THREE_STEPS = (
     *SMALL, "data.packing=false", "model.vision.deepstack_layers=0,2", "run.seed=26", "training.steps=3",
@@ -26,14 +25,10 @@ SKIPPED = (ONE, "tp2 pp2", "dp2")
 
 
 def divided_by_zero(runs):
-    """A data folder whose images become infinite when they are normalized."""
-    folder = runs.folder / "data_divided_by_zero"
-    shutil.copytree(runs.data / "source", folder / "source")
+    """A data folder with one image, which becomes infinite when it is normalized."""
     texts = [conversation(f"text-{n}", f"Name finding {n}.", "Fracture. " * (1 + n % 4)) for n in range(11)]
-    build(folder / "source", folder, [conversation("poison", "What is shown?", "Noise.", ("square",)), *texts])
-    settings = folder / "processor" / "preprocessor_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"image_std": [0.0, 0.0, 0.0]}))
-    return folder
+    records = [conversation("poison", "What is shown?", "Noise.", ("square",)), *texts]
+    return build_divided_by_zero(runs.data / "source", runs.folder / "data_divided_by_zero", records)
 
 
 def words(runs, on_bad_loss):

@@ -108,12 +108,16 @@ def test_status_tells_of_the_kill_and_of_the_steps_that_were_repeated(flows):
     report = run_status(resumed.folder, time.time())
     assert report["state"]["name"] == "finished" and report["step"] == report["steps"] == 10
     first, second = report["launches"][0], report["launches"][-1]
-    assert (first["num_ranks"], first["resumed_from"]) == (2, None)
-    assert steps_before[-1] - first["last_step"] in (0, 1), "metrics.jsonl has a step a moment before the log"
-    assert (second["num_ranks"], second["resumed_from"], second["last_step"]) == (1, saved, 10)
-    assert second["steps_repeated"] == first["last_step"] - saved
-    assert report["checkpoints"]["resume_step"] == 10
-    assert run_status(died.folder, time.time() + 3600)["state"]["name"] == "stale"
+    assert (first["num_ranks"], first["resumed_from"], first["first_step"]) == (2, None, 1)
+    assert (first["how"], first["last_step"]) == ("failed", steps_before[-1])
+    assert "rank 1" in first["why"] and "SIGKILL" in first["why"]
+    assert (second["num_ranks"], second["resumed_from"], second["first_step"]) == (1, saved, saved + 1)
+    assert (second["how"], second["last_step"], second["steps_repeated"]) == ("finished", 10, steps_before[-1] - saved)
+    assert second["start_s"] > 0
+    assert report["saves"]["last"][-1]["step"] == report["checkpoints"]["resume_step"] == 10
+    assert all(entry["whole"] and entry["checksums"] for entry in report["checkpoints"]["last"])
+    dead = run_status(died.folder, time.time() + 3600)["state"]
+    assert dead["name"] == "stopped" and "SIGKILL" in dead["why"]
 
 
 def test_starting_weights_come_from_the_other_run_and_the_step_does_not(flows, undisturbed):

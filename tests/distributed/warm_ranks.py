@@ -32,6 +32,7 @@ MODULES = (
     "megatron_medx.training.hooks",
     "megatron_medx.training.providers",
     "megatron_medx.training.step",
+    "megatron_medx.training.survival_hooks",
     "megatron_medx.training.worker",
 )
 """What a rank imports on its way to the first step and the curve."""
@@ -81,13 +82,13 @@ class Command(socketserver.StreamRequestHandler):
 def command(words: list[str], limit_s: int) -> int:
     """Exit code of `medx WORDS`, which has so many seconds; a defect's traceback goes to stderr."""
     from megatron_medx import cli
-    from megatron_medx.training import launch
+    from megatron_medx.training import local_ranks
 
     def out_of_time(*_) -> None:
         sys.stderr.write(f"not done after {limit_s} s\n")
         sys.exit(TIMED_OUT)
 
-    launch.subprocess = types.SimpleNamespace(Popen=ForkedRank)
+    local_ranks.subprocess = types.SimpleNamespace(Popen=ForkedRank)
     signal.signal(signal.SIGALRM, out_of_time)
     signal.alarm(limit_s)
     sys.argv = ["medx", *words]

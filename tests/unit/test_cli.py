@@ -40,6 +40,7 @@ def launched(monkeypatch):
     from megatron_medx.config import checks
 
     monkeypatch.setattr(checks, "check_files", lambda config, resume: None)
+    monkeypatch.setattr("megatron_medx.training.interruption.block_signals", lambda: None)
     return stand_in(monkeypatch, "megatron_medx.training.launch", launch=0)
 
 
@@ -61,15 +62,32 @@ def test_dry_run_describes_and_starts_nothing(launched, capsys):
 )
 def test_train_launches_the_checked_configuration(launched, words):
     assert main(words) == 0
-    ((_, config, resume),) = launched
+    ((_, config, resume, auto_resume),) = launched
     assert (config.training.steps, config.parallel.pipeline, config.parallel.world_size) == (5, 2, 4)
-    assert resume is True
+    assert resume is True and auto_resume is False
 
 
 def test_train_without_nproc_takes_the_recipes_ranks(launched):
     assert main(["train", "demo"]) == 0
-    ((_, config, resume),) = launched
-    assert (config, resume) == (get_recipe("demo"), False)
+    ((_, config, *going_on),) = launched
+    assert (config, going_on) == (get_recipe("demo"), [False, False])
+
+
+def test_train_goes_on_where_something_is_saved_and_not_in_two_ways(launched, capsys):
+    assert main(["train", "demo", "--auto-resume"]) == 0
+    assert launched[0][2:] == (False, True)
+    with pytest.raises(SystemExit):
+        main(["train", "demo", "--auto-resume", "--resume"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_under_srun_one_task_complains(launched, capsys, monkeypatch):
+    for task, said in (("1", ""), ("0", "learning_rate")):
+        monkeypatch.setenv("SLURM_PROCID", task)
+        assert main(["train", "demo", "optimizer.learning_rate=1"]) == 2
+        complaint = capsys.readouterr().err
+        assert said in complaint and bool(said) == bool(complaint)
+    assert not launched
 
 
 def test_train_describes_before_it_starts_and_under_srun_once(launched, capsys, monkeypatch):

@@ -82,15 +82,20 @@ def prepare_data(config: RunConfig, folder: Path) -> Prepared:
     return Prepared(folder, mixture, summaries, num_rejected, fingerprint, pieces)
 
 
-def check_enough(config: RunConfig, prepared: Prepared) -> None:
+def check_enough(config: RunConfig, prepared: Prepared, num_skipped_rows: int = 0) -> None:
     """Refuse a run that is longer than the epoch limits of its sources allow.
+
+    Args:
+        config: the run.
+        prepared: its data.
+        num_skipped_rows: rows that it leaves out, and so needs beside those it trains.
 
     Raises:
         DataError: with the rows that there are.
     """
     if any(source.max_epochs is not None for source in prepared.mixture):
         plan = plan_rows(config, *open_prepared(config, prepared.folder))
-        plan.check_enough(config.training.steps * config.training.global_batch_rows)
+        plan.check_enough(config.training.steps * config.training.global_batch_rows + num_skipped_rows)
 
 
 def open_prepared(config: RunConfig, folder: Path) -> tuple[list[np.ndarray], tuple[MixtureSource, ...]]:

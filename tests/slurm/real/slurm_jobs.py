@@ -48,14 +48,19 @@ class Job:
         deadline = time.monotonic() + PATIENCE_S
         while not condition(facts := self.facts()):
             where = f"job {self.number}, {facts['JobState']}, {facts['ExitCode']}"
-            assert facts["JobState"] not in OVER, f"{where}: over before {what}; its log:\n{self.said()}"
+            assert not self.is_over(facts), f"{where}: over before {what}; its log:\n{self.said()}"
             assert time.monotonic() < deadline, f"{where}: {PATIENCE_S} s without {what}; its log:\n{self.said()}"
             time.sleep(0.1)
         return facts
 
+    @staticmethod
+    def is_over(facts: dict[str, str]) -> bool:
+        """Whether nothing more comes of a job with these facts."""
+        return facts["JobState"] in OVER
+
     def ended(self) -> dict[str, str]:
         """Its facts when it is over."""
-        return self.wait_until(lambda facts: facts["JobState"] in OVER, "its end")
+        return self.wait_until(self.is_over, "its end")
 
     def succeeded(self) -> dict[str, str]:
         """The same of a job that must succeed."""

@@ -21,19 +21,28 @@ def test_tasks_know_their_place_and_their_gpus(shell):
     assert sorted(done.stdout.splitlines()) == ["0 node1 0,1", "1 node1 0,1", "2 node2 0,1", "3 node2 0,1"], done.stderr
 
 
+def test_an_exclusive_job_has_all_gpus_of_its_nodes_and_a_step_those_it_asks_for(submit):
+    """What slurm/pretrain.sh builds on: it names no number of GPUs, and runs one task for each."""
+    said = "echo in the job $SLURM_GPUS_ON_NODE; srun -n2 {} bash -c 'echo in a step $CUDA_VISIBLE_DEVICES'"
+    for words, expected in (("--gres=gpu:$SLURM_GPUS_ON_NODE", "in a step 0,1"), ("", "in a step")):
+        job = submit("--nodes=1", "--exclusive", "--mem=0", "--wrap", said.format(words))
+        job.succeeded()
+        assert [line.strip() for line in job.said().splitlines()] == ["in the job 2", expected, expected]
+
+
 def test_up_starts_nothing_twice(cluster, shell):
     def daemons():
         return {path.name: path.read_text() for path in (Path(shell["SLURM_CONF"]).parent / "run").glob("*.pid")}
 
     before = daemons()
-    assert len(before) == 4
-    assert cluster("up").returncode == 0
+    assert len(before) == 6  # munged, slurmctld, and slurmd on four nodes
+    assert cluster("up", "--nodes", "4").returncode == 0
     assert daemons() == before
-    assert cluster("status").stdout.count("idle") == 4  # two nodes, in two partitions
+    assert cluster("status").stdout.count("idle") == 8  # four nodes, in two partitions
 
 
 def test_what_does_not_fit_is_refused_at_once(shell):
-    done = subprocess.run(["sbatch", "--nodes=3", "--wrap=true"], env=shell, capture_output=True, text=True)
+    done = subprocess.run(["sbatch", "--nodes=5", "--wrap=true"], env=shell, capture_output=True, text=True)
     assert done.returncode == 1 and "Node count specification invalid" in done.stderr
 
 
@@ -41,7 +50,8 @@ def test_an_urgent_job_preempts_another_which_starts_again(submit):
     """After the seconds of grace in which its tasks, which had SIGTERM at once, may save."""
     low = submit("--nodes=2", "--exclusive", "--wrap", 'test "$SLURM_RESTART_COUNT" = 1 || sleep 120')
     low.wait_until(lambda facts: facts["JobState"] == "RUNNING", "its start")
-    submit("--partition=urgent", "--nodes=1", "--exclusive", "--wrap", "true").succeeded()
+    place = f"--nodelist={low.facts()['NodeList']}"
+    submit("--partition=urgent", "--nodes=2", place, "--exclusive", "--wrap", "true").succeeded()
     assert low.succeeded()["Restarts"] == "1"
 
 
@@ -56,7 +66,7 @@ def test_a_second_cluster_runs_beside_the_first(cluster, shell, tmp_path):
     finally:
         assert cluster("down", "--purge", **other).returncode == 0
     assert not (tmp_path / "other").exists() and Path("/etc/hosts").read_text() == hosts
-    assert "node2" in subprocess.run(["sinfo"], env=shell, capture_output=True, text=True).stdout.replace("[1-2]", "2")
+    assert "node2" in subprocess.run(["sinfo"], env=shell, capture_output=True, text=True).stdout.replace("[1-4]", "2")
 
 
 def test_what_is_in_the_way_is_said(cluster, shell, tmp_path):
@@ -66,7 +76,7 @@ def test_what_is_in_the_way_is_said(cluster, shell, tmp_path):
     nowhere = tmp_path / "nowhere"
     for words, changes, message in [
         (("status",), {"MEDX_SLURM_FOLDER": str(nowhere)}, f"found:  no Slurm runs in {nowhere}"),
-        (("up", "--nodes", "3"), {}, "needed: 3 nodes, each 4 CPUs and 4 GPUs"),
+        (("up", "--nodes", "3"), {}, "needed: 3 nodes, each 4 CPUs and 2 GPUs"),
         (("up",), {"MEDX_SLURM_FOLDER": str(foreign)}, "belongs to another user"),
     ]:
         done = cluster(*words, **changes)
@@ -87,10 +97,10 @@ def program(monkeypatch):
 
 def test_what_other_machines_lack_is_said(program, monkeypatch, tmp_path):
     monkeypatch.setattr(program, "find", lambda name: None)
-    with pytest.raises(program.Refused, match="no munge slurm-wlm and no apt-get"):
+    with pytest.raises(program.NotHere, match="no munge slurm-wlm and no apt-get"):
         program.install()
     monkeypatch.setattr(program, "find", lambda name: "/bin/false" if name == "apt-get" else None)
-    with pytest.raises(program.Refused, match="apt-get update failed"):
+    with pytest.raises(program.NotHere, match="apt-get update failed"):
         program.install()
     monkeypatch.setattr(program, "find", lambda name: "/bin/false")
     with pytest.raises(program.Refused, match="slurmctld -f conf failed"):
@@ -101,5 +111,5 @@ def test_what_other_machines_lack_is_said(program, monkeypatch, tmp_path):
     with pytest.raises(program.Refused, match="no 2000 free ports"):
         program.free_ports(2000)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(program.Refused, match="user 1000"):
-        program.up(2, 4, 4)
+    with pytest.raises(program.NotHere, match="user 1000"):
+        program.up(2, 4, 2)

@@ -184,3 +184,28 @@ def test_a_full_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(1, 1, 2 * checkpoint_bytes(config) - 1))
     with pytest.raises(ConfigError, match=r"0.1 GB free at .*\nneeded: 0.1 GB: two checkpoints"):
         check_files(config)
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "there", "room", "said"),
+    [
+        (0, 0, 2, "two checkpoints"),
+        (3, 0, 4, "4 checkpoints, the 3 that stay and the one being written\ndo: .*keep_last"),
+        (3, 2, 2, "two checkpoints"),
+        (3, 7, 1, "one more checkpoint"),
+        (0, 7, 1, "one more checkpoint"),
+    ],
+)
+def test_checkpoints_that_stay_need_room_and_those_that_are_there_have_it(
+    tmp_path, monkeypatch, keep_last, there, room, said
+):
+    config = changed(*make_data(tmp_path), f"checkpoint.keep_last={keep_last}", f"run.folder={tmp_path}/run")
+    for step in range(there):
+        (tmp_path / "run" / "checkpoints" / f"iter_{step:07d}").mkdir(parents=True)
+    usage = collections.namedtuple("usage", "total used free")
+    free = room * checkpoint_bytes(config)
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(1, 1, free))
+    check_files(config)
+    free -= 1
+    with pytest.raises(ConfigError, match=said):
+        check_files(config)

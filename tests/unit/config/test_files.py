@@ -53,9 +53,11 @@ def test_a_model_alone(tmp_path):
         read_run_yaml(path)
 
 
-def test_a_field_younger_than_the_file_takes_its_default(tmp_path):
-    path = written(tmp_path, lambda plain: plain["training"].pop("recompute"))
-    assert read_run_yaml(path) == get_recipe("demo")
+@pytest.mark.parametrize(
+    "forget", [lambda plain: plain["training"].pop("recompute"), lambda plain: plain.pop("survival")]
+)
+def test_what_is_younger_than_the_file_takes_its_default(tmp_path, forget):
+    assert read_run_yaml(written(tmp_path, forget)) == get_recipe("demo")
 
 
 @pytest.mark.parametrize(

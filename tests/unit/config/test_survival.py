@@ -18,6 +18,16 @@ from megatron_medx.recipes import get_recipe
             "set checkpoint.keep_every_steps=120",
             ["checkpoint.keep_every_steps=120"],
         ),
+        (
+            [
+                "training.on_bad_loss=rollback",
+                "survival.bad_steps=6",
+                "checkpoint.every_steps=2",
+                "checkpoint.keep_last=2",
+            ],
+            "set checkpoint.keep_last=4",
+            ["checkpoint.keep_last=4"],
+        ),
         (["survival.spike_factor=2"], "on_bad_loss=stop", ["training.on_bad_loss=rollback"]),
         (["training.on_bad_loss=rollback", "survival.spike_factor=0.9"], "more than 1", ["survival.spike_factor=2"]),
     ],

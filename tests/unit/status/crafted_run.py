@@ -1,10 +1,13 @@
 """Run folders written by hand, each file at a chosen time."""
 
+import datetime
+import itertools
 import json
 import os
 
 from megatron_medx.config.files import write_run_yaml
 from megatron_medx.recipes import get_recipe
+from megatron_medx.status.lines import status_lines
 from megatron_medx.status.report import run_status
 
 START_S = 1_700_000_000.0
@@ -38,6 +41,14 @@ class CraftedRun:
             lines.append(line | {key: values[step] for key, values in changed.items() if step in values})
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines), after_s)
 
+    def event(self, name, after_s, **facts):
+        """Append to events.jsonl as of that time."""
+        time = datetime.datetime.fromtimestamp(START_S + after_s, datetime.UTC)
+        line = {"time": time.isoformat(timespec="milliseconds"), "event": name, **facts}
+        with open(self.folder / "events.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.date("events.jsonl", after_s)
+
     def checkpoint(self, step, after_s, whole=True):
         folder = f"checkpoints/iter_{step:07d}"
         self.write(f"{folder}/__0_0.distcp", "x" * 700, after_s)
@@ -48,15 +59,19 @@ class CraftedRun:
     def status(self, after_s):
         return run_status(self.folder, START_S + after_s)
 
+    def row(self, name, after_s):
+        """The lines of one name, without it; None where there is no such line."""
+        lines = status_lines(self.status(after_s))
+        width = len(lines[0]) - len(lines[0][3:].lstrip())
+        first = next((number for number, line in enumerate(lines) if line[:width].strip() == name), None)
+        if first is None:
+            return None
+        rest = itertools.takewhile(lambda line: not line[:width].strip(), lines[first + 1 :])
+        return "\n".join(line[width:] for line in [lines[first], *rest])
+
     def state(self, after_s):
         return self.status(after_s)["state"]["name"]
 
 
-def started(num_ranks, clock, *, loaded=None, last_step=None):
-    """What one start adds to a log: rank 0 tells ranks and checkpoint, the last one its steps."""
-    lines = [f"=== started 2026-11-22T{clock} ===", f"  world_size ...................................... {num_ranks}"]
-    if loaded is not None:
-        lines.append(f"  successfully loaded checkpoint from a/b [ t 1/1, p 1/1 ] at iteration {loaded}")
-    if last_step is not None:
-        lines += [f" [2026-11-22 22:30:44] iteration {step:>8}/     240 |" for step in (last_step - 1, last_step)]
-    return "\n".join(lines) + "\n"
+STARTED = "=== started 2026-11-22T22:30:15 ===\n"
+"""What a start adds to the log of a rank before anything else."""

@@ -6,97 +6,20 @@ import subprocess
 import sys
 
 import pytest
-from crafted_run import started
 
 from megatron_medx.cli import main
-from megatron_medx.config.files import write_model_only, write_run_yaml
+from megatron_medx.config.files import write_model_only
 from megatron_medx.errors import ConfigError
-from megatron_medx.status import run_files
-from megatron_medx.status.lines import duration, status_lines
-from megatron_medx.status.report import PATIENCE_S, START_PATIENCE_S
+from megatron_medx.status import run_files, waiting
+from megatron_medx.status.lines import status_lines
+from megatron_medx.status.words import duration
 
 
 def test_a_prepared_folder_is_not_started(run):
     report = run.status(30)
     assert (report["state"]["name"], report["step"], report["loss"], report["speed"]) == ("not started", 0, None, None)
-    assert report["launches"] == [] and report["left_s"] is None
+    assert report["launches"] == [] and report["left"] is None
     assert any(line.startswith("checkpoints  none yet, one every 120 steps") for line in status_lines(report))
-
-
-def test_a_start_has_its_own_patience(run):
-    run.write("logs/rank_0.log", started(2, "22:30:15"), 5)
-    assert run.state(5 + START_PATIENCE_S) == "running"
-    late = run.status(6 + START_PATIENCE_S)["state"]
-    assert late["name"] == "stale" and "no step of this start is done yet" in late["why"]
-
-
-@pytest.mark.parametrize(("step_time_s", "patience_s"), [(0.5, PATIENCE_S), (30.0, 600.0)])
-def test_running_until_nothing_was_written_for_some_steps(run, step_time_s, patience_s):
-    run.write("logs/rank_0.log", started(2, "22:30:15"), 5)
-    run.metrics(60, 100, step_time_s=dict.fromkeys(range(1, 61), step_time_s))
-    report = run.status(100 + patience_s)
-    assert report["state"]["name"] == "running" and report["state"]["since"] == "2023-11-14T22:15:00+00:00"
-    assert report["left_s"] == 180 * step_time_s
-    stale = run.status(101 + patience_s)
-    assert stale["state"]["name"] == "stale" and stale["state"]["since"] == "2023-11-14T22:15:00+00:00"
-    assert stale["left_s"] is None
-    assert any("stale: nothing was written" in line and "22:15:00 UTC" in line for line in status_lines(stale))
-
-
-@pytest.mark.parametrize(
-    "name", ["validation.jsonl", "logs/rank_0.log", "checkpoints/latest_checkpointed_iteration.txt"]
-)
-def test_validation_and_saves_are_signs_of_life(run, name):
-    run.metrics(60, 100)
-    assert run.state(101 + PATIENCE_S) == "stale"
-    run.write(name, "7\n", 150)
-    assert run.state(101 + PATIENCE_S) == "running"
-
-
-def test_a_resumed_run_starts_anew(run):
-    """run.yaml is written by each launch: an old metrics.jsonl is no sign of standing still."""
-    run.metrics(60, 100)
-    run.date("run.yaml", 5000)
-    report = run.status(5000 + START_PATIENCE_S)
-    assert report["state"]["name"] == "running" and report["step"] == 60
-    assert "no step of this start" in report["state"]["why"]
-
-
-def test_finished_is_the_last_step_saved(run):
-    run.metrics(240, 100)
-    saving = run.status(110)["state"]
-    assert saving["name"] == "running" and "its checkpoint is not" in saving["why"]
-    killed = run.status(100_000)["state"]
-    assert killed["name"] == "stale" and "its checkpoint is not" in killed["why"]
-    run.checkpoint(240, 115)
-    report = run.status(100_000)
-    assert report["state"]["name"] == "finished" and report["checkpoints"]["steps_since"] == 0
-    run.config.training.steps = 300  # resumed for longer
-    write_run_yaml(run.config, run.folder / "run.yaml", {})
-    run.date("run.yaml", 200)
-    assert run.state(210) == "running"
-
-
-def test_an_error_is_quoted_whole(run):
-    run.metrics(60, 100)
-    run.write("logs/error.txt", "found:  step 61: loss nan in samples a\nneeded: finite\ndo:     look\n", 101)
-    report = run.status(110)
-    assert report["state"]["name"] == "stopped" and report["state"]["error"].startswith("found:  step 61")
-    lines = status_lines(report)
-    at = next(number for number, line in enumerate(lines) if line.startswith("error"))
-    assert [line[13:] for line in lines[at : at + 3]] == report["state"]["error"].splitlines()
-
-
-def test_a_traceback_of_a_stale_run_is_told_of_the_rank_that_fell_first(run):
-    def traceback(said):
-        return f"{started(3, '22:30:15')}Traceback (most recent call last):\n  File x\n{said}\nafter that\n"
-
-    run.metrics(60, 100)
-    run.write("logs/rank_0.log", traceback("RuntimeError: Connection closed by peer"), 101)
-    run.write("logs/rank_1.log", traceback("torch.OutOfMemoryError: 80 GB"), 102)
-    run.write("logs/rank_2.log", traceback("ValueError: of a former start") + started(3, "23:30:15"), 90)
-    assert run.state(110) == "running"
-    assert run.status(5000)["state"]["error"] == "rank_1.log: torch.OutOfMemoryError: 80 GB"
 
 
 def test_speed_is_of_the_last_steps(run):
@@ -163,6 +86,9 @@ def test_checkpoints_say_whether_they_are_whole(run):
     assert newest["missing"] == ["metadata.json", "latest_checkpointed_iteration.txt"]
     assert (second["step"], second["whole"], second["bytes"], second["age_s"]) == (30, True, 702, 140)
     assert third["step"] == 20
+    assert [entry["checksums"] for entry in found["last"]] == [False, False, False]
+    run.write("checkpoints/iter_0000030/integrity.json", "{}", 60)
+    assert "step 30, 0.0 MB, 2 min 20 s old, whole\n" in run.row("checkpoints", 200)
     assert any("step 50, 0.0 MB, 1 min 41 s old, NOT WHOLE" in line for line in status_lines(run.status(200)))
     assert run.status(-500)["checkpoints"]["last"][0]["age_s"] == 0  # a host whose clock is ahead wrote it
 
@@ -181,7 +107,10 @@ def test_validation_exports_bad_steps_and_rejects(run):
     shown = {"num": 3, "step": 120, "loss": 2.75, "loss_before": 2.5, "best_loss": 2.5, "best_step": 80}
     assert report["validation"] == shown
     assert report["exports"] == {"steps": [80], "best": 80, "deleted": 1, "damaged": False}
-    assert report["bad_steps"] == {"num": 1, "last": {"step": 33, "what": "loss", "loss": "nan", "num_samples": 2}}
+    assert report["bad_steps"] == {
+        "num": 1,
+        "last": {"step": 33, "what": "loss", "loss": "nan", "applied": None, "num_samples": 2},
+    }
     assert report["rejects"] == {"damaged": 2, "too_long": 0}
     text = "\n".join(status_lines(report))
     for part in (
@@ -199,13 +128,14 @@ def test_validation_exports_bad_steps_and_rejects(run):
     ("name", "part"),
     [
         ("nowhere", "no folder"),
-        ("data", "is no run folder: it holds no run.yaml"),
+        ("data", "is no run folder: it holds neither run.yaml nor events.jsonl"),
         ("run/run.yaml", "is a file"),
         ("run/checkpoints", "holds the checkpoints of a run"),
         ("converted", "holds only the model section"),
     ],
 )
-def test_what_is_no_run_folder_is_refused(run, tmp_path, capsys, name, part):
+def test_what_is_no_run_folder_is_refused(run, tmp_path, capsys, monkeypatch, name, part):
+    monkeypatch.setattr(waiting, "APPEAR_S", 0.0)
     (tmp_path / "data").mkdir()
     run.write("checkpoints/run.yaml", (run.folder / "run.yaml").read_text(), 0)
     write_model_only(run.config.model, tmp_path / "converted" / "run.yaml", {})

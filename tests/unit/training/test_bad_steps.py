@@ -1,5 +1,6 @@
 """Bad steps on one rank, with an optimizer that only has what the guard touches."""
 
+import contextlib
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from megatron_medx.errors import DataError
 from megatron_medx.recipes import get_recipe
+from megatron_medx.run_folder import events
 from megatron_medx.training.loss import StepLosses
 
 NAN, INF = math.nan, math.inf
@@ -53,23 +55,30 @@ class Optimizer:
 
 @pytest.fixture
 def guarded(bad_steps, tmp_path):
-    """Build a guard whose step 3 has these microbatches; (guard, screen, folder)."""
+    """Build a guard whose first step has these microbatches; (guard, losses, screen, lines)."""
     from megatron_medx.training.monitor import StepMonitor
 
-    def build(on_bad_loss, optimizer, microbatches):
+    def build(on_bad_loss, optimizer, microbatches, step=3, **survival):
         config = get_recipe("demo")
         config.training.on_bad_loss = on_bad_loss
+        for name, value in survival.items():
+            setattr(config.survival, name, value)
         screen, losses = io.StringIO(), StepLosses()
         guard = bad_steps.BadStepGuard(config, tmp_path, losses, StepMonitor(config, tmp_path, screen))
-        guard.start_step(3, optimizer)
-        for sample_ids, loss_sum, denominator in microbatches:
-            entry = losses.add(sample_ids)
-            if loss_sum is not None:
-                entry.loss_sum = torch.tensor(loss_sum)
-                entry.denominator = torch.tensor(denominator, dtype=torch.float64)
-        return SimpleNamespace(guard=guard, screen=screen, lines=lambda: read_lines(tmp_path))
+        guard.start_step(step, 2 * (step - 1), optimizer)
+        add(losses, microbatches)
+        return SimpleNamespace(guard=guard, losses=losses, screen=screen, lines=lambda: read_lines(tmp_path))
 
     return build
+
+
+def add(losses, microbatches):
+    """Microbatches of the running step."""
+    for sample_ids, loss_sum, denominator in microbatches:
+        entry = losses.add(sample_ids)
+        if loss_sum is not None:
+            entry.loss_sum = torch.tensor(loss_sum)
+            entry.denominator = torch.tensor(denominator, dtype=torch.float64)
 
 
 def read_lines(folder):
@@ -149,9 +158,39 @@ def test_an_optimizer_is_wrapped_once_and_each_step_starts_anew(guarded):
     optimizer = Optimizer([1.0])
     step = guarded("skip", optimizer, [(["a"], NAN, 1.0)])
     assert optimizer.prepare_grads() is True
-    step.guard.start_step(4, optimizer)
+    step.guard.start_step(4, 6, optimizer)
     assert optimizer.prepare_grads() is False and optimizer.num_prepared == 2
     assert [line["step"] for line in step.lines()] == [3]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+def test_every_policy_writes_an_event(policy, guarded, tmp_path):
+    optimizer = Optimizer([NAN])
+    guarded(policy, optimizer, GOOD)
+    with contextlib.suppress(DataError):
+        optimizer.prepare_grads()
+    [event] = events.read(tmp_path)
+    del event["time"]
+    assert event == {"event": "bad_step", "step": 3, "what": "gradient", "loss": 2.0, "applied": False}
+
+
+def write_metrics(folder, losses):
+    """Steps 1, 2, ... of a launch before."""
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_spike_is_left_out_and_does_not_become_usual(guarded, tmp_path):
+    write_metrics(tmp_path, [2.0] * 21)
+    optimizer = Optimizer([1.0])
+    step = guarded("rollback", optimizer, [], step=22, spike_factor=2.0, bad_steps=9)
+    for number, loss, is_left_out in ((22, 4.5, True), (23, 4.5, True), (24, 3.5, False), (25, 4.5, True)):
+        step.guard.start_step(number, 2 * (number - 1), optimizer)
+        add(step.losses, [(["a"], 2 * loss, 2.0), (["b"], loss, 1.0)])
+        assert optimizer.prepare_grads() is is_left_out, number
+    first = step.lines()[0]
+    assert first == {"step": 22, "what": "spike", "loss": 4.5, "sample_ids": ["a", "b"], "median": 2.0}
+    assert "skipped step 22: loss 4.5 where the median before is 2 in samples a, b" in step.screen.getvalue()
 
 
 def test_ranks_without_the_loss_learn_the_verdict(bad_steps):

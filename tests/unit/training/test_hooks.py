@@ -194,7 +194,29 @@ def test_a_saved_checkpoint_is_handed_to_followers_and_each_step_looks_what_is_d
     monkeypatch.setattr(loop, "save_checkpoint_and_time", save)
     monkeypatch.setattr(loop, "training_log", lambda *args, **kwargs: done.append("logged") or "as it was")
     follower = SimpleNamespace(saved=lambda step: done.append(f"told of {step}"), advance=lambda: done.append("looked"))
-    hooks._follow_checkpoints([follower])
+    monitor = SimpleNamespace(save_time_s=None)
+    hooks._follow_checkpoints([follower], monitor)
     loop.save_checkpoint_and_time(40, "model", "optimizer", "scheduler", 0, {}, train_data_iterator=None)
     assert loop.training_log({}, loss_scale=1) == "as it was"
     assert done == ["saved", "told of 40", "looked", "logged"]
+    assert 0 <= monitor.save_time_s < 60
+
+
+def test_a_run_without_a_step_to_train_does_not_write_its_last_checkpoint_again(loop, monkeypatch):
+    from megatron_medx.training import hooks
+
+    saved = []
+
+    def save(*args, **kwargs):
+        saved.append(args[0])
+
+    save.__signature__ = inspect.signature(loop.save_checkpoint_and_time)
+    monkeypatch.setattr(loop, "save_checkpoint_and_time", save)
+    monkeypatch.setattr(hooks, "get_args", lambda: SimpleNamespace(iteration=10))
+    told = []
+    follower = SimpleNamespace(saved=told.append, advance=lambda: None)
+    hooks._follow_checkpoints([follower], SimpleNamespace(save_time_s=None))
+    hooks._save_no_step_twice()
+    for step in (10, 11):
+        loop.save_checkpoint_and_time(step, "model", "optimizer", "scheduler", 0, {}, train_data_iterator=None)
+    assert saved == told == [11]

@@ -1,6 +1,7 @@
 """Our configuration in Megatron's words: every setting arrives in the namespace that Megatron's parser makes."""
 
 import argparse
+import inspect
 import sys
 
 import pytest
@@ -42,6 +43,19 @@ def test_any_other_megatron_argument_passes_through(parser, tmp_path):
     config.megatron = {"overlap_grad_reduce": True, "exit_interval": 7, "bias_swiglu_fusion": False}
     _, read = arguments_of(parser, config, tmp_path)
     assert read.overlap_grad_reduce is True and read.exit_interval == 7 and read.bias_swiglu_fusion is False
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_saving_beside_training_is_what_megatron_makes_of_it(parser, tmp_path, is_async):
+    """Without the persistent worker Megatron's own check turns it off, and its default strategy is not installable."""
+    from megatron.training.arguments import validate_args
+
+    config = get_recipe("demo")
+    config.checkpoint.async_save = is_async
+    _, read = arguments_of(parser, config, tmp_path)
+    assert read.async_save is read.use_persistent_ckpt_worker is is_async
+    assert read.async_strategy == ("mcore" if is_async else "nvrx"), "nvrx is Megatron's default, and not used"
+    assert "if not args.use_persistent_ckpt_worker" in inspect.getsource(validate_args)
 
 
 def test_unknown_megatron_arguments_are_refused_with_the_nearest_name(parser, tmp_path):

@@ -11,7 +11,8 @@ from megatron_medx.config.checkpoint_folders import TRACKER_FILE
 from megatron_medx.config.files import read_run_yaml, write_run_yaml
 from megatron_medx.errors import CheckpointError, ConfigError, ParallelismError
 from megatron_medx.run_folder.names import LOGS
-from megatron_medx.training.launch import PREPARED_FILE, free_port, launch, wait_until_prepared
+from megatron_medx.training.launch import PREPARED_FILE, launch, wait_until_prepared
+from megatron_medx.training.local_ranks import free_port
 from megatron_medx.training.prepare_run import prepare_folder
 
 
@@ -20,10 +21,10 @@ def prepare(config, resume=False):
 
 
 @pytest.fixture
-def finished(tiny_run):
+def finished(tiny_run, save_at):
     """A folder as a run leaves it."""
     folder = prepare(tiny_run)
-    (folder / "checkpoints" / TRACKER_FILE).write_text("5")
+    save_at(folder / "checkpoints", 5)
     return folder
 
 
@@ -34,18 +35,18 @@ def test_a_new_folder_holds_the_configuration_and_the_processor(tiny_run):
     assert "command: medx train" in (folder / "run.yaml").read_text()
 
 
-def test_what_is_validated_is_settled_before_the_ranks_start(tiny_run):
+def test_what_is_validated_is_settled_before_the_ranks_start(tiny_run, save_at):
     tiny_run.data.validation_path, tiny_run.training.validate_every_steps = tiny_run.data.path, 5
     folder = prepare(tiny_run)
     assert read_run_yaml(folder / "run.yaml").training.validate_rows > 300
     assert (folder / "data" / "validation" / "0.npy").is_file()
-    (folder / "checkpoints" / TRACKER_FILE).write_text("5")
+    save_at(folder / "checkpoints", 5)
     tiny_run.training.validate_rows = 7
     with pytest.raises(ConfigError, match="would be validated on other rows"):
         prepare(tiny_run, resume=True)
 
 
-def test_without_a_name_runs_are_numbered_and_the_newest_is_resumed(tiny_run, tmp_path, monkeypatch):
+def test_without_a_name_runs_are_numbered_and_the_newest_is_resumed(tiny_run, save_at, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = []
     for _ in range(3):
@@ -53,7 +54,7 @@ def test_without_a_name_runs_are_numbered_and_the_newest_is_resumed(tiny_run, tm
         folders.append(str(prepare(tiny_run)))
     assert folders == ["runs/demo", "runs/demo-2", "runs/demo-3"]
     tiny_run.run.folder = ""
-    (tmp_path / "runs/demo-3/checkpoints" / TRACKER_FILE).write_text("5")
+    save_at(tmp_path / "runs/demo-3/checkpoints", 5)
     assert str(prepare(tiny_run, resume=True)) == "runs/demo-3"
 
 
@@ -65,6 +66,31 @@ def test_a_folder_that_holds_a_run_is_not_entered(tiny_run, finished):
 def test_resuming_needs_a_checkpoint(tiny_run):
     prepare(tiny_run)
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        prepare(tiny_run, resume=True)
+
+
+def test_resuming_goes_on_from_the_checkpoint_before_a_damaged_one(tiny_run, finished, save_at, capfd):
+    """The terminal names the file and the step; with all damaged nothing is prepared."""
+    checkpoints = finished / "checkpoints"
+    save_at(checkpoints, 10)
+    (checkpoints / "iter_0000010" / "__0_0.distcp").unlink()
+    assert prepare(tiny_run, resume=True) == finished
+    said = capfd.readouterr().err
+    assert "WARNING" in said and "iter_0000010 is damaged" in said and "__0_0.distcp is missing" in said
+    assert "resuming from step 5" in said and (checkpoints / TRACKER_FILE).read_text() == "5"
+    (checkpoints / "iter_0000005" / "__0_0.distcp").unlink()
+    with pytest.raises(
+        CheckpointError, match="no sound checkpoint; damaged: damaged-iter_0000005, damaged-iter_000001"
+    ):
+        prepare(tiny_run, resume=True)
+
+
+def test_checksums_that_are_off_are_not_looked_at(tiny_run, finished):
+    (finished / "checkpoints" / "iter_0000005" / "integrity.json").write_text("{")
+    tiny_run.checkpoint.checksums = False
+    assert prepare(tiny_run, resume=True) == finished
+    tiny_run.checkpoint.checksums = True
+    with pytest.raises(CheckpointError, match="no sound checkpoint"):
         prepare(tiny_run, resume=True)
 
 
@@ -131,11 +157,11 @@ def test_other_slurm_tasks_wait_for_the_first_and_take_what_it_wrote(tiny_run, m
     decided.checkpoint.start_from = "what/the/first/task/chose"
     mark = tmp_path / "run" / LOGS / PREPARED_FILE
     mark.parent.mkdir(parents=True)
-    mark.write_text("7.0.2")
+    mark.write_text("7.0.2 new")
 
     def prepare_late():
         write_run_yaml(decided, tmp_path / "run" / "run.yaml", {})
-        mark.write_text("7.0.3")
+        mark.write_text("7.0.3 resumed")
 
     timer = threading.Timer(1.0, prepare_late)
     timer.start()

@@ -203,12 +203,12 @@ def test_an_optimizer_is_carried_only_where_the_same_parts_are_trained(config, t
         started(config, tmp_path, source)
 
 
-def test_a_resume_keeps_the_record_of_what_the_run_started_from(tiny_run, tmp_path):
+def test_a_resume_keeps_the_record_of_what_the_run_started_from(tiny_run, tmp_path, save_at):
     source = run_folder(tmp_path / "before", tiny_run, steps=(3,))
     tiny_run.checkpoint.start_from = str(source)
     folder = prepare_folder(tiny_run, False, ["medx"])
     assert read_run_yaml(folder / RUN_FILE).checkpoint.start_from == str(source / "checkpoints" / "iter_0000003")
-    (folder / "checkpoints" / TRACKER_FILE).write_text("5")
+    save_at(folder / "checkpoints", 5)
     tiny_run.checkpoint.start_from = "named/again/and/gone"
     prepare_folder(tiny_run, True, ["medx"])
     assert read_run_yaml(folder / RUN_FILE).checkpoint.start_from == str(source / "checkpoints" / "iter_0000003")

@@ -75,3 +75,18 @@ def test_ranks_share_the_rows_of_a_step_and_a_resume_goes_on(step, seed):
         uneven[size] = sum(map(max, loads)) * size / costs.sum()
     in_turn = sum(max(costs[start + rank : start + 8 : 4].sum() for rank in range(4)) for start in range(0, 40, 8))
     assert uneven[1] == pytest.approx(1) and uneven[4] < in_turn * 4 / costs.sum()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_skipped_rows_are_in_no_step_and_rows_are_dealt_by_their_own_costs(step, size):
+    """As a run whose plan never had rows 8 to 13 deals the others."""
+    from megatron_medx.training.providers import rows_of_rank
+
+    costs = np.random.default_rng(3).lognormal(0, 1, 40)
+    kept = [*range(8), *range(14, 40)]
+    for rank in range(size):
+        skipping = rows_of_rank(costs.__getitem__, 0, 8, rank, size, [(8, 13)])
+        without = rows_of_rank(lambda position: costs[kept[position]], 0, 8, rank, size)
+        of_32 = 32 // size
+        found, wanted = list(itertools.islice(skipping, of_32)), list(itertools.islice(without, of_32))
+        assert found == [kept[position] for position in wanted]

@@ -8,7 +8,7 @@ from synthetic_index import write_folder
 
 from megatron_medx.config.processor import REQUIRED_FILES
 from megatron_medx.config.run import RunConfig
-from megatron_medx.data.plan.prepare import compare_plans, open_prepared, prepare_data
+from megatron_medx.data.plan.prepare import check_enough, compare_plans, open_prepared, prepare_data
 from megatron_medx.errors import ConfigError, DataError
 from megatron_medx.recipes import get_recipe
 
@@ -164,3 +164,14 @@ def test_left_out_samples_count_against_the_tolerance(config, tmp_path, processo
     lines = [json.loads(line) for line in (tmp_path / "prepared" / "rejects.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["sample-47", "sample-48", "sample-49"]
     assert lines[0]["reason"] == "too long for a row" and "a row has 76 tokens" in lines[0]["found"]
+
+
+def test_rows_that_are_left_out_are_needed_beside_those_that_are_trained(config, mixture, tmp_path):
+    """One epoch of 50 samples, one a row: 45 rows are enough, with 5 more skipped, too, with 6 not."""
+    mixture("sources: [{path: data, max_epochs: 1}]\n")
+    config.data.packing, config.training.steps, config.training.global_batch_rows = False, 9, 5
+    prepared = prepare_data(config, tmp_path / "prepared")
+    check_enough(config, prepared)
+    check_enough(config, prepared, num_skipped_rows=5)
+    with pytest.raises(DataError, match="50 rows"):
+        check_enough(config, prepared, num_skipped_rows=6)
