@@ -99,12 +99,12 @@ def run_child(module: str, *arguments: str | Path, stdout: int | None = None) ->
     command = [sys.executable, "-m", module, *map(str, arguments)]
     start_s = time.perf_counter()
     with subprocess.Popen(command, stdout=stdout) as child:
-        anonymous = 0
+        peak = anonymous = 0
         while True:
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
                 break
-            anonymous = max(anonymous, _anonymous_bytes(child.pid))
+            peak, anonymous = max(peak, _memory(child.pid, "VmHWM")), max(anonymous, _memory(child.pid, "RssAnon"))
             time.sleep(SAMPLE_SECONDS)
         seconds = time.perf_counter() - start_s
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -114,15 +114,15 @@ def run_child(module: str, *arguments: str | Path, stdout: int | None = None) ->
     return {
         "seconds": seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "peak_bytes": peak,  # of wait4's usage it would be this process's own, if that is larger
         "anonymous_bytes": anonymous,
     }, printed
 
 
-def _anonymous_bytes(pid: int) -> int:
-    """Memory of a process that no file stands behind; 0 once it has ended."""
+def _memory(pid: int, name: str) -> int:
+    """A process's VmHWM (its peak so far) or RssAnon (what no file stands behind), bytes; 0 once it has ended."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def copy(source: Path, out: Path) -> float:

@@ -5,7 +5,7 @@
         latest_checkpointed_iteration.txt     `1200`, or `release` for a converted checkpoint
         iter_0001200/ or release/             the tensors; `metadata.json` is written last
 
-A path given by a person may be the run folder, the root, or one of the iteration folders.
+A path given by a person may be the run folder, the root, one of the iteration folders, or a link to one (`latest`).
 """
 
 import re
@@ -33,6 +33,7 @@ def weights_folder(path: Path) -> Path:
     Raises:
         CheckpointError: there is none, or its save was not completed.
     """
+    path = _behind_link(path)
     root = _root(path)
     if root is None:
         raise CheckpointError(
@@ -111,7 +112,14 @@ def check_start(start_from: str) -> None:
         weights_folder(path)
 
 
+def _behind_link(path: Path) -> Path:
+    """The iteration folder that a link such as `latest` points to; any other path as it is."""
+    target = path.resolve() if path.is_symlink() else path
+    return target if _ITERATION_FOLDER.fullmatch(target.name) else path
+
+
 def _root(path: Path) -> Path | None:
+    path = _behind_link(path)
     if _ITERATION_FOLDER.fullmatch(path.absolute().name):
         return path.absolute().parent
     return next((root for root in (path, path / CHECKPOINTS) if (root / TRACKER_FILE).is_file()), None)

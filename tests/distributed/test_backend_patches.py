@@ -19,7 +19,7 @@ REPOSITORY = SCRIPT.parents[2]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the backend is off where a GPU is")
 def test_a_run_uses_every_patch_and_needs_no_other(tiny_run, tmp_path):
-    """Train experts on two tensor ranks, recompute, save, resume, save beside training: fails when a patch is missing or not asked for."""
+    """Experts on two tensor ranks, recompute, save, resume, save beside training: patches are all there, none idle."""
     model = tiny_run.model
     model.num_experts, model.experts_per_token, model.expert_ffn_hidden_size = 4, 2, 24
     tiny_run.parallel.expert = 2

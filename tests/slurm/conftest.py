@@ -58,8 +58,9 @@ printf '4710\\n4711\\n'
 """
 # Records its words up to the image's, and runs the command that follows.
 APPTAINER = """#!/usr/bin/env bash
-while [[ "$1" != *.sif ]]; do printf '%s ' "$1" >> "$RECORD/apptainer"; shift; done
-echo "$1" >> "$RECORD/apptainer"
+said=""
+while [[ "$1" != *.sif ]]; do said+="$1 "; shift; done
+echo "$said$1" >> "$RECORD/apptainer" # at once: tasks do so side by side
 shift
 INSIDE=apptainer exec "$@"
 """

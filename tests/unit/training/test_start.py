@@ -212,3 +212,11 @@ def test_a_resume_keeps_the_record_of_what_the_run_started_from(tiny_run, tmp_pa
     tiny_run.checkpoint.start_from = "named/again/and/gone"
     prepare_folder(tiny_run, True, ["medx"])
     assert read_run_yaml(folder / RUN_FILE).checkpoint.start_from == str(source / "checkpoints" / "iter_0000003")
+
+
+def test_the_link_latest_means_the_checkpoint_it_points_to(config, tmp_path):
+    source = run_folder(tmp_path / "before", config, steps=(3, 5))
+    (source / "checkpoints" / "latest").symlink_to("iter_0000003")
+    for path in (source / "checkpoints" / "latest", source / "checkpoints" / "iter_0000003"):
+        assert weights_folder(path) == source / "checkpoints" / "iter_0000003"
+    assert not is_hf_directory(source / "checkpoints" / "latest")
