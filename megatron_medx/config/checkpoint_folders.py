@@ -115,11 +115,11 @@ def check_start(start_from: str) -> None:
 def _behind_link(path: Path) -> Path:
     """The iteration folder that a link such as `latest` points to; any other path as it is."""
     target = path.resolve() if path.is_symlink() else path
-    return target if _ITERATION_FOLDER.fullmatch(target.name) else path
+    return target if _ITERATION_FOLDER.fullmatch(target.name) and (target.parent / TRACKER_FILE).is_file() else path
 
 
 def _root(path: Path) -> Path | None:
     path = _behind_link(path)
-    if _ITERATION_FOLDER.fullmatch(path.absolute().name):
+    if _ITERATION_FOLDER.fullmatch(path.absolute().name) and not (path / CONFIG_FILE).is_file():  # else an export
         return path.absolute().parent
     return next((root for root in (path, path / CHECKPOINTS) if (root / TRACKER_FILE).is_file()), None)

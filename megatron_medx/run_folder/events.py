@@ -42,7 +42,7 @@ EVENTS: dict[str, str] = {
     "hang": "step, waited_s, median_s, rank, host: stacks of all ranks are in logs/stacks_rank_<n>.txt",
     "bad_step": "step, what, loss, applied: what is `loss`, `gradient` or `spike`; more in bad_steps.jsonl",
     "rolled_back": "to_step, from_step, first_row, last_row, why: rows that are left out from now on, both included",
-    "failed": "step, code, rank, why: a launch ended before its time",
+    "failed": "step, code, rank, why: a launch ended before its time; rank is null where one was lost without a word",
     "finished": "step",
 }
 """Name of an event -> its facts, and what it means."""

@@ -8,6 +8,7 @@ Written against megatron-core 0.19.2; `tests/unit/training/test_hooks.py` pins w
 import functools
 import inspect
 import multiprocessing
+import os
 import queue
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from megatron_medx.config.run import OptimizerSection, RunConfig
 from megatron_medx.models.qwen3_vl import PART_PREFIXES
 from megatron_medx.parallel.optimizer_state import keep_bucket_padding
 from megatron_medx.training.bad_steps import BadStepGuard
-from megatron_medx.training.interruption import die_with_the_launcher
+from megatron_medx.training.interruption import die_with
 from megatron_medx.training.loss import StepLosses
 from megatron_medx.training.monitor import StepMonitor
 from megatron_medx.training.validation import ValidationLog
@@ -89,7 +90,7 @@ def _save_without_a_helper() -> None:
 def _let_the_helper_die_with_its_rank() -> None:
     """Saving beside training needs it, a process that holds a queue; a rank that is killed would leave it for ever."""
     manager = SyncManager(ctx=multiprocessing.get_context("fork"))
-    manager.start(initializer=die_with_the_launcher)
+    manager.start(initializer=die_with, initargs=(os.getpid(),))
     filesystem_async._results_queue = manager.Queue()
 
 

@@ -33,8 +33,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LEAVE_PATIENCE_S = 20.0
 """Seconds that an interrupted run waits, when it is saved, for the checksums: Slurm's KillWait is 30 s."""
 
+LAUNCHER = "MEDX_LAUNCHER"
+"""Environment variable with the pid of the launcher: its ranks die with it, for its lock on the folder does."""
+
 _PR_SET_PDEATHSIG = 1
 """Of Linux' prctl(2): the signal that a process gets when its parent ends."""
+
+LOST_PEER = "by peer"
+"""In what gloo says on a rank whose peer is gone: "Connection closed by peer"."""
 
 FAILURE_MARK = "failed"
 """In the folder of logs: a rank of this launch has told of its failure."""
@@ -196,13 +202,17 @@ def tell_of_failure(error: BaseException, folder: Path) -> None:
     with contextlib.suppress(OSError), open(folder / LOGS / FAILURE_MARK, "x"):
         lines = (error.found if isinstance(error, MedxError) else str(error)).strip().splitlines() or [""]
         why = lines[0] if isinstance(error, MedxError) else f"{type(error).__name__}: {lines[0]}"
-        facts = {"code": 2 if isinstance(error, MedxError) else 1, "rank": int(os.environ["RANK"]), "why": why}
-        events.append(folder, "failed", step=last_step(folder), **facts)
+        rank = None if LOST_PEER in str(error) else int(os.environ["RANK"])  # who noticed is not to blame
+        code = 2 if isinstance(error, MedxError) else 1
+        events.append(folder, "failed", step=last_step(folder), code=code, rank=rank, why=why)
 
 
-def die_with_the_launcher() -> None:
-    """Let the kernel kill this process when the one that started it dies: its lock on the folder dies as well."""
-    launcher = os.getppid()
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when the one that started it dies.
+
+    Args:
+        parent: its pid, as the parent itself said: by now it may have died, and another process taken its place here.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it died before the line above
+    if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)

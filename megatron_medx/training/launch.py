@@ -5,7 +5,6 @@ torch is not imported here. Each rank is a process of `worker.py`.
 
 import contextlib
 import os
-import signal
 import socket
 import sys
 import time
@@ -21,8 +20,7 @@ from megatron_medx.run_folder.integrity import tracked_step
 from megatron_medx.run_folder.names import LOGS
 from megatron_medx.run_folder.progress import failures_without_progress, last_step
 from megatron_medx.terminal import complain, say
-from megatron_medx.training.interruption import SIGNALS
-from megatron_medx.training.local_ranks import Ending, rank_environment, run_ranks
+from megatron_medx.training.local_ranks import Ending, rank_environment, receiving, run_ranks
 from megatron_medx.training.prepare_run import choose_folder, holds_checkpoint, prepare_folder
 
 PREPARE_PATIENCE_S = 3600.0
@@ -64,7 +62,6 @@ def launch(config: RunConfig, resume: bool = False, auto_resume: bool = False) -
     folder = choose_folder(config, resume or auto_resume)
     config.run.folder = str(folder)
     lock.acquire(folder)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         ending = _launch_once(config, resume, auto_resume)
         while ending.code == AGAIN:
@@ -78,16 +75,15 @@ def launch(config: RunConfig, resume: bool = False, auto_resume: bool = False) -
         lock.release(folder)
         with contextlib.suppress(OSError):  # the lock may have made it: a refused run leaves nothing behind
             folder.rmdir()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _launch_once(config: RunConfig, resume: bool, auto_resume: bool) -> Ending:
-    """Prepare the folder, then run the ranks in it, with SIGNALS blocked from then on."""
+    """Prepare the folder, then run the ranks in it; a signal from then on is for them."""
     resume = resume or (auto_resume and holds_checkpoint(config))
     folder = prepare_folder(config, resume, sys.argv, re_enter=auto_resume)
-    _announce(config, folder, resume, [socket.gethostname()])
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    return run_ranks(folder, config.parallel.world_size, resume)
+    with receiving() as received:
+        _announce(config, folder, resume, [socket.gethostname()])
+        return run_ranks(folder, config.parallel.world_size, resume, received)
 
 
 def _say_again(ending: Ending) -> None:

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from megatron_medx.errors import ParallelismError
 from megatron_medx.run_folder.events import AGAIN, INTERRUPTED
 from megatron_medx.run_folder.names import ERROR_FILE, LOGS, rank_log
 from megatron_medx.terminal import complain, say
-from megatron_medx.training.interruption import SIGNALS
+from megatron_medx.training.interruption import LAUNCHER, LOST_PEER, SIGNALS
 
 PORTS = range(20_000, 32_768)
 """Below those that Linux gives to outgoing connections: ranks need seconds to come and listen on the chosen one."""
@@ -49,38 +50,51 @@ class Ending:
     silent: tuple[int, ...] = ()
 
 
-def run_ranks(folder: Path, world_size: int, resume: bool) -> Ending:
-    """Start the ranks of a prepared run, wait for them and end what is left of them.
+@contextlib.contextmanager
+def receiving() -> Iterator[deque[int]]:
+    """Collect SIGNALS instead of dying of them; by handlers, for a mask would not hold for threads of libraries."""
+    received: deque[int] = deque()
+    former = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
-    The caller has blocked SIGNALS. They are passed on, and ranks save and leave; a second SIGTERM ends everything at
-    once.
+
+def run_ranks(folder: Path, world_size: int, resume: bool, received: deque[int]) -> Ending:
+    """Start the ranks of a prepared run, wait for them and end what is left of them.
 
     Args:
         folder: of the run.
         world_size: number of ranks.
         resume: go on from the checkpoint that the tracker names.
+        received: signals that this process gets meanwhile. They are passed on, and ranks save and leave; a second
+            SIGTERM ends everything at once.
 
     Raises:
         SystemExit: on a second SIGTERM.
     """
     address, port = "127.0.0.1", free_port()
-    processes = [  # they inherit that SIGNALS are blocked, so none dies of one before it can listen
+    words = [sys.executable, "-m", "megatron_medx.training.worker", str(folder), *(["--resume"] if resume else [])]
+    inherited = {**os.environ, LAUNCHER: str(os.getpid())}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited: none dies of one before it can listen
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "megatron_medx.training.worker", str(folder), *(["--resume"] if resume else [])],
-            env={**os.environ, **rank_environment(rank, rank, world_size, address, port)},
-            process_group=0,
+            words, env=inherited | rank_environment(rank, rank, world_size, address, port), process_group=0
         )
         for rank in range(world_size)
     ]
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        return judge(_wait(processes), folder)
+        return judge(_wait(processes, received), folder)
     finally:
         for process in processes:  # with what it started: Megatron's helper for saving outlives a rank that was killed
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _wait(processes: Sequence[subprocess.Popen]) -> list[int | None]:
+def _wait(processes: Sequence[subprocess.Popen], received: deque[int]) -> list[int | None]:
     """Exit codes of the ranks; None of those that have not ended GRACE_S after one ended before its time."""
     deadline, has_passed_on = None, False
     while True:
@@ -89,17 +103,18 @@ def _wait(processes: Sequence[subprocess.Popen]) -> list[int | None]:
             return codes
         if deadline is None and any(codes):
             deadline = time.monotonic() + GRACE_S
-        received = signal.sigtimedwait(SIGNALS, POLL_S)
-        if received is None:
+        if not received:
+            time.sleep(POLL_S)
             continue
-        if has_passed_on and received.si_signo == signal.SIGTERM:
+        number = received.popleft()
+        if has_passed_on and number == signal.SIGTERM:
             sys.exit(128 + signal.SIGTERM)
-        has_passed_on |= received.si_signo == signal.SIGTERM
-        say(f"{signal.Signals(received.si_signo).name}: the ranks save and leave after this step")
+        has_passed_on |= number == signal.SIGTERM
+        say(f"{signal.Signals(number).name}: the ranks save and leave after this step")
         for process, code in zip(processes, codes, strict=True):
             with contextlib.suppress(ProcessLookupError):
                 if code is None:
-                    os.kill(process.pid, received.si_signo)
+                    os.kill(process.pid, number)
 
 
 def judge(codes: Sequence[int | None], folder: Path) -> Ending:
@@ -146,7 +161,7 @@ def reason(code: int, log: Sequence[str]) -> str:
 
 
 def _lost_its_peer(log: Path) -> bool:
-    return log.exists() and "by peer" in log.read_text(errors="replace")[-2000:]
+    return log.exists() and LOST_PEER in log.read_text(errors="replace")[-2000:]
 
 
 def rank_environment(rank: int, local_rank: int, world_size: int, address: str, port: int) -> dict[str, str]:

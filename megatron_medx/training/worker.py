@@ -23,12 +23,13 @@ from megatron_medx.errors import CheckpointError, MedxError, ParallelismError
 from megatron_medx.run_folder import events
 from megatron_medx.run_folder.names import ERROR_FILE, LOGS, METRICS_FILE, rank_log
 from megatron_medx.training.interruption import (
+    LAUNCHER,
     Hurried,
     Interruption,
     SignalListener,
     StartAgain,
     block_signals,
-    die_with_the_launcher,
+    die_with,
     first_step_teller,
     last_launch,
     tell_of_failure,
@@ -43,7 +44,8 @@ USER_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m megatron_medx.training.worker RUN_FOLDER [--resume]`: train as the rank that RANK says."""
     block_signals()
-    die_with_the_launcher()
+    if LAUNCHER in os.environ:
+        die_with(int(os.environ[LAUNCHER]))
     words = list(sys.argv[1:] if argv is None else argv)
     folder = Path(words[0])
     return run_rank(read_run_yaml(folder / RUN_FILE), folder, resume="--resume" in words)

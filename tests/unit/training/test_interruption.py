@@ -46,11 +46,10 @@ def test_the_first_signal_counts_and_neither_the_process_nor_its_children_die_of
 
 
 def test_a_rank_dies_with_its_launcher():
-    rank = "from megatron_medx.training.interruption import die_with_the_launcher as f; f(); print('on'); input()"
+    rank = "import sys; from megatron_medx.training.interruption import die_with as f; f(int(sys.argv[1])); input()"
     launcher = (
         "import os, subprocess, sys\n"
-        f"rank = subprocess.Popen([sys.executable, '-c', {rank!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
-        "rank.stdout.readline()\n"
+        f"rank = subprocess.Popen([sys.executable, '-c', {rank!r}, str(os.getpid())], stdin=subprocess.PIPE)\n"
         "print(rank.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -163,3 +162,6 @@ def test_under_srun_the_first_rank_to_fail_tells_why(tmp_path, monkeypatch):
     (tmp_path / "logs" / interruption.FAILURE_MARK).unlink()
     tell_of_failure(ValueError("first line\nsecond"), tmp_path)
     assert events.read(tmp_path)[-1]["why"] == "ValueError: first line" and events.read(tmp_path)[-1]["code"] == 1
+    (tmp_path / "logs" / interruption.FAILURE_MARK).unlink()
+    tell_of_failure(RuntimeError("gloo: Connection closed by peer [127.0.0.1]"), tmp_path)
+    assert events.read(tmp_path)[-1]["rank"] is None, "it is another one that was lost"

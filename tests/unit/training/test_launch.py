@@ -19,11 +19,12 @@ from megatron_medx.training.watchdog import HANG_MARK
 
 @pytest.fixture
 def started(monkeypatch):
-    """Ranks that end as `endings` says; each start is kept as (resume, signals that are blocked)."""
+    """Ranks that end as `endings` says; each start is kept as (resume, whether signals are collected)."""
     starts, endings = [], []
 
-    def run_ranks(folder, world_size, resume):
-        starts.append((resume, set(SIGNALS) <= signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    def run_ranks(folder, world_size, resume, received):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        starts.append((resume, list(received) == [signal.SIGUSR1]))
         return endings.pop(0)(folder)
 
     monkeypatch.setattr(launching, "run_ranks", run_ranks)
@@ -49,7 +50,7 @@ def test_ranks_that_hung_start_again_until_that_leads_nowhere(tiny_run, started,
     said = capsys.readouterr()
     assert "rank 1 did not end by itself" in said.out and "gave up: 2 launches" in said.err
     assert not (tiny_run.run_folder / "lock.json").exists()
-    assert not set(SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_DFL}
 
 
 def test_ranks_that_start_again_go_on_from_what_was_saved_meanwhile(tiny_run, started, save_at):

@@ -52,25 +52,27 @@ def test_what_a_user_can_mend_is_told_in_the_words_of_the_error(tmp_path):
 
 PASSING_ON = """
 import os, signal, subprocess, sys, threading
-from megatron_medx.training.interruption import block_signals
-from megatron_medx.training.local_ranks import _wait
+from megatron_medx.training.interruption import SIGNALS
+from megatron_medx.training.local_ranks import _wait, receiving
 
-block_signals()
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 rank = subprocess.Popen(
     [sys.executable, "-c", "import signal; print(signal.sigwait([15]), flush=True); signal.sigwait([15])"],
     stdout=subprocess.PIPE,
 )
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 def once_more():
     rank.stdout.readline()  # it has got the first one
     os.kill(os.getpid(), int(sys.argv[1]))
 
-threading.Thread(target=once_more, daemon=True).start()
-os.kill(os.getpid(), signal.SIGTERM)
-try:
-    _wait([rank])
-finally:
-    rank.kill()
+with receiving() as received:
+    threading.Thread(target=once_more, daemon=True).start()  # also a thread without a mask, as libraries have
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        _wait([rank], received)
+    finally:
+        rank.kill()
 """
 
 

@@ -220,3 +220,11 @@ def test_the_link_latest_means_the_checkpoint_it_points_to(config, tmp_path):
     for path in (source / "checkpoints" / "latest", source / "checkpoints" / "iter_0000003"):
         assert weights_folder(path) == source / "checkpoints" / "iter_0000003"
     assert not is_hf_directory(source / "checkpoints" / "latest")
+
+
+def test_an_export_is_a_hugging_face_directory_under_its_own_name_and_as_best(tmp_path):
+    export = tmp_path / "exports" / "iter_0000003"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+    (export.parent / "best").symlink_to(export.name)
+    assert is_hf_directory(export) and is_hf_directory(export.parent / "best")
