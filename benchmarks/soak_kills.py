@@ -119,10 +119,11 @@ class Soak:
         """
         for number, kill in enumerate(self.kills, 1):
             one = self._launch(kill)
-            left_s = one.ended_s / number * (len(self.kills) - number + 1)
+            left_s = one.ended_s / number * (len(self.kills) - number)
             say(
                 f"kill {number:3d}/{len(self.kills)}  {kill.victim:18} {kill.instant:5}  step {one.last_step:4d}, "
-                f"saved {newest_step(self.folder):4d}, code {one.code:4d}   {one.ended_s:5.0f} s, {left_s:.0f} s left"
+                f"saved {newest_step(self.folder):4d}, code {one.code:4d}   {one.ended_s:5.0f} s, "
+                f"{left_s:.0f} s to the last kill"
             )
         self._launch(None)
         return self.launches
