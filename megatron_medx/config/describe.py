@@ -154,9 +154,21 @@ def _costs(config: RunConfig) -> list[tuple[str, str]]:
     flops += f"+ {_flops(image)} an image of {patches:,} patches"
     rows = [
         ("memory", f"{_gigabytes(sum(memory.values()))} GB estimated on the worst rank = {kinds}"),
-        ("checkpoint", f"{_gigabytes(checkpoint_bytes(config))} GB every {config.checkpoint.every_steps:,} steps"),
+        (
+            "checkpoint",
+            f"{_gigabytes(checkpoint_bytes(config))} GB every {config.checkpoint.every_steps:,} steps{_kept(config)}",
+        ),
     ]
     return [*rows, *_exports(config), ("FLOPs", flops)]
+
+
+def _kept(config: RunConfig) -> str:
+    """Which checkpoints stay."""
+    checkpoint = config.checkpoint
+    if not checkpoint.keep_last:
+        return ", all stay"
+    marks = f" and those of every {checkpoint.keep_every_steps:,} steps" if checkpoint.keep_every_steps else ""
+    return f", the newest {checkpoint.keep_last}{marks} stay"
 
 
 def _validation(config: RunConfig) -> list[tuple[str, str]]:

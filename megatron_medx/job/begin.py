@@ -6,12 +6,14 @@
 import os
 from dataclasses import dataclass, replace
 
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS
 from megatron_medx.config.checks import check, check_files
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import ConfigError, MedxError, ParallelismError
 from megatron_medx.job.elastic import choose_ranks, with_ranks
-from megatron_medx.job.same_run import changes, check_same_run, former_config, saved_step
 from megatron_medx.run_folder import events, lock
+from megatron_medx.run_folder.integrity import tracked_step
+from megatron_medx.run_folder.same_run import changes, check_same_run, former_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +102,10 @@ def _judge(config: RunConfig, tasks: int, tasks_per_node: int, accept_changes: b
     folder = config.run_folder
     former = former_config(folder)
     _check_ranks(config, former.parallel.world_size if former else tasks, tasks_per_node)
-    step, notes = saved_step(folder), []
+    step, notes = tracked_step(folder / CHECKPOINTS), []
     if former is not None:
         if not accept_changes:
-            check_same_run(former, config, folder)
+            check_same_run(former, config, folder, "add --accept-changes")
         if step is not None and step >= config.training.steps:
             _refuse_what_is_finished(config, step, is_restart)
             return Start(config=config, is_finished=True, notes=(f"{folder} is finished: step {step}",))

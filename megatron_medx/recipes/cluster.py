@@ -58,5 +58,11 @@ def _cluster(size: str, model: ModelConfig, parallel: ParallelSection) -> RunCon
         parallel=parallel,
         optimizer=OptimizerSection(lr=1e-5, vision_lr=2e-6, min_lr=1e-6, warmup_tokens=500 * 512 * 8192),
         training=TrainingSection(steps=20_000, global_batch_rows=512, precision="bf16"),
-        checkpoint=CheckpointSection(every_steps=500, async_save=True, start_from=f"hf/Qwen3-VL-{size}-Instruct"),
+        checkpoint=CheckpointSection(
+            every_steps=500,
+            async_save=True,
+            keep_last=3,  # 14 bytes a parameter each; one damaged still leaves two
+            keep_every_steps=5_000,  # for what is looked at later: averages, other decays, evaluation
+            start_from=f"hf/Qwen3-VL-{size}-Instruct",
+        ),
     )

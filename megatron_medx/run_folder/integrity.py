@@ -77,6 +77,12 @@ def tracked_step(checkpoints: Path) -> int | None:
     return int(said) if said.isdecimal() else None
 
 
+def is_saved(checkpoints: Path, step: int) -> bool:
+    """Whether Megatron has finished the save of a step: tensors first, then `metadata.json`, the tracker last."""
+    whole = (checkpoints / folder_name(step) / METADATA_FILE).is_file()
+    return whole and (tracked_step(checkpoints) or 0) >= step
+
+
 def is_checked(folder: Path) -> bool:
     """Whether the checksums of a checkpoint are written."""
     return (folder / INTEGRITY_FILE).is_file()
@@ -196,7 +202,7 @@ def _is_sound(folder: Path, say: Say, checksums: bool, progress: Progress) -> bo
         say(f"verifying the checksums of {folder}, {size / 1e9:.1f} GB")
     wrong = problems(folder, progress) if checksums else missing_files(folder)
     if wrong:
-        step, moved = int(_STEP_FOLDER.fullmatch(folder.name)[1]), _free(folder.with_name(DAMAGED + folder.name))
+        step, moved = int(_STEP_FOLDER.fullmatch(folder.name)[1]), free_name(folder.with_name(DAMAGED + folder.name))
         folder.rename(moved)
         events.append(folder.parent.parent, "checkpoint_damaged", step=step, problems=wrong, moved_to=str(moved))
         say(f"WARNING: checkpoint {folder} is damaged:")
@@ -225,13 +231,13 @@ def _refuse_to_lose_a_run(checkpoints: Path) -> None:
 
 def put_aside(folder: Path) -> Path:
     """Rename a folder that nothing needs any more, so that nobody sees it; its new place."""
-    hidden = _free(folder.with_name(DELETED + folder.name))
+    hidden = free_name(folder.with_name(DELETED + folder.name))
     folder.rename(hidden)
     return hidden
 
 
-def _free(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that is not there."""
+def free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that is not there: what was put aside before stays."""
     number, free = 1, path
     while free.exists():
         number += 1

@@ -16,6 +16,7 @@ from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.errors import ConfigError
 from megatron_medx.run_folder import events as run_events
+from megatron_medx.run_folder.integrity import tracked_step
 from megatron_medx.run_folder.names import BAD_STEPS_FILE, DATA, EVENTS_FILE, METRICS_FILE, REJECTS_FILE
 from megatron_medx.status import history, run_files
 from megatron_medx.status.state import run_state
@@ -109,7 +110,7 @@ def _left(config: RunConfig, step: int, speed: dict | None, events: list[dict]) 
 
 def _checkpoints(checkpoints: Path, config: RunConfig | None, step: int, events: list[dict], now_s: float) -> dict:
     """How many lie there, where a resume starts, and the last ones with what events tell of their saves."""
-    tracked = run_files.tracked_step(checkpoints)
+    tracked = tracked_step(checkpoints) or 0
     num, entries = run_files.checkpoint_entries(checkpoints, NUM_CHECKPOINTS)
     save_s = {save.get("step"): save.get("save_s") for save in history.told(events, "saved")}
     return {

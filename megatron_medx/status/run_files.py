@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_medx.config.checkpoint_folders import METADATA_FILE, TRACKER_FILE
 from megatron_medx.config.exports import BEST, INDEX_FILE, exported_step
-from megatron_medx.run_folder.integrity import INTEGRITY_FILE
+from megatron_medx.run_folder.integrity import INTEGRITY_FILE, tracked_step
 from megatron_medx.run_folder.names import ERROR_FILE, LOGS
 
 TAIL_BYTES = 2**20
@@ -61,13 +61,6 @@ def error_text(folder: Path) -> str | None:
     return path.read_text(errors="replace").strip() if path.is_file() else None
 
 
-def tracked_step(checkpoints: Path) -> int:
-    """The step that a resume would start from, as Megatron's tracker says; 0 where there is none."""
-    tracker = checkpoints / TRACKER_FILE
-    said = tracker.read_text().strip() if tracker.is_file() else ""
-    return int(said) if said.isdecimal() else 0
-
-
 def checkpoint_entries(checkpoints: Path, num_last: int) -> tuple[int, list[dict]]:
     """How many iteration folders there are, and the last ones, newest first.
 
@@ -75,7 +68,7 @@ def checkpoint_entries(checkpoints: Path, num_last: int) -> tuple[int, list[dict
     be whole: metadata.json, which Megatron writes last, or the tracker, which names a step only once it is saved;
     `checksums`, whether it has those that a resume verifies.
     """
-    tracked = tracked_step(checkpoints)
+    tracked = tracked_step(checkpoints) or 0
     found = sorted((step, path) for path in checkpoints.glob("iter_*") if (step := exported_step(path)) is not None)
     entries = []
     for step, path in reversed(found[-num_last:]):

@@ -12,6 +12,7 @@ from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, TRACK
 from megatron_medx.config.run import RunConfig, SurvivalSection
 from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.run_folder.events import INTERRUPTED
+from megatron_medx.run_folder.integrity import tracked_step
 from megatron_medx.run_folder.names import ERROR_FILE, EVENTS_FILE, LOGS, METRICS_FILE, rank_log
 from megatron_medx.status import run_files
 from megatron_medx.status.history import HOW_ENDED, ending, seconds_of
@@ -62,7 +63,7 @@ def run_state(
         now_s: seconds since 1970.
     """
     steps = config.training.steps if config else None
-    is_saved = steps is not None and step >= steps and run_files.tracked_step(folder / CHECKPOINTS) >= steps
+    is_saved = steps is not None and step >= steps and (tracked_step(folder / CHECKPOINTS) or 0) >= steps
     phase = _by_events(folder, events, steps, is_saved) or _by_files(folder, steps, step, is_saved)
     name, why, since_s, error = phase
     if name == "running" and steps is not None and step >= steps:

@@ -27,15 +27,13 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from megatron_medx.config.checkpoint_folders import CHECKPOINTS, METADATA_FILE, TRACKER_FILE
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS
 from megatron_medx.config.exports import BEST, EXPORTS, INDEX_FILE, exported_step, is_export_due
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.validation import VALIDATION_FILE
+from megatron_medx.run_folder.integrity import DELETED, folder_name, is_saved, tracked_step
 from megatron_medx.run_folder.names import LOGS
 from megatron_medx.training.monitor import StepMonitor, read_metrics
-
-DELETED = ".deleted-"
-"""What the name of an export begins with while it is deleted: readers never see half of one."""
 
 TRACKER_PATIENCE_S = 60.0
 """Longest wait, after training, for a checkpoint to be whole: another host's write to a shared disk shows late."""
@@ -74,11 +72,13 @@ class Exporter:
         self._exports.mkdir(exist_ok=True)
         for folder in self._exports.glob(f"{DELETED}*"):
             shutil.rmtree(folder)
-        newest = self._newest()  # what was exported behind it belongs to steps that are trained again
+        newest = (
+            tracked_step(self._checkpoints) or 0
+        )  # what was exported behind it belongs to steps that are trained again
         self._index = {step: entry for step, entry in read_index(self._exports).items() if step <= newest}
         for step in sorted(filter(None, map(exported_step, self._checkpoints.glob("iter_*")))):
-            if is_export_due(self._config, step) and self._is_whole(step) and step not in self._index:
-                if (self._exports / name_of(step)).exists():
+            if is_export_due(self._config, step) and is_saved(self._checkpoints, step) and step not in self._index:
+                if (self._exports / folder_name(step)).exists():
                     self._enter(step)  # a former process of the run had no time to
                 else:
                     self._waiting.append(step)
@@ -103,7 +103,7 @@ class Exporter:
             self._say_failed(f"an export failed: {error}. ")
 
     def _advance(self) -> None:
-        for step in [step for step in self._saving if self._is_whole(step)]:
+        for step in [step for step in self._saving if is_saved(self._checkpoints, step)]:
             self._saving.remove(step)
             self._waiting.append(step)
         if self._process is not None and self._process.poll() is not None:
@@ -127,7 +127,7 @@ class Exporter:
         deadline_s = time.monotonic() + TRACKER_PATIENCE_S
         while self._process or self._waiting or self._saving:
             if self._saving and time.monotonic() > deadline_s:
-                named = ", ".join(str(self._checkpoints / name_of(step)) for step in self._saving)
+                named = ", ".join(str(self._checkpoints / folder_name(step)) for step in self._saving)
                 self._monitor.announce(f"not exported, for it is not complete: {named}")
                 self._saving.clear()
             yield
@@ -141,19 +141,9 @@ class Exporter:
             self._process.kill()
             self._process.wait()
 
-    def _is_whole(self, step: int) -> bool:
-        """Whether Megatron has finished the checkpoint: tensors first, the tracker last."""
-        return self._newest() >= step and (self._checkpoints / name_of(step) / METADATA_FILE).is_file()
-
-    def _newest(self) -> int:
-        """The step that Megatron would resume from; 0 where there is none."""
-        tracker = self._checkpoints / TRACKER_FILE
-        said = tracker.read_text().strip() if tracker.is_file() else ""
-        return int(said) if said.isdecimal() else 0
-
     def _start_unless_beaten(self, step: int) -> None:
         """Convert a checkpoint, unless better ones already hold all places: then only the index tells of it."""
-        entry = {"step": step, "folder": name_of(step), "validation_loss": None, "kept": True}
+        entry = {"step": step, "folder": folder_name(step), "validation_loss": None, "kept": True}
         if step in self._losers([*self._index.values(), entry]):
             self._monitor.announce(f"step {step}: not exported, for the exports that stay are better")
             self._enter(step)
@@ -161,7 +151,7 @@ class Exporter:
             self._start(step)
 
     def _start(self, step: int) -> None:
-        words = conversion_words(self._checkpoints / name_of(step), self._exports / name_of(step))
+        words = conversion_words(self._checkpoints / folder_name(step), self._exports / folder_name(step))
         later = LATER_ON_THE_DISK if shutil.which(LATER_ON_THE_DISK[0]) else ()
         command = [*later, sys.executable, "-m", "megatron_medx.cli", *words]
         with open(self._log(step), "w") as log:
@@ -177,7 +167,7 @@ class Exporter:
         if code == 0:
             self._enter(step)
             took_s = time.monotonic() - self._started_s
-            self._monitor.announce(f"step {step}: exported to {self._exports / name_of(step)} in {took_s:.0f} s")
+            self._monitor.announce(f"step {step}: exported to {self._exports / folder_name(step)} in {took_s:.0f} s")
             return
         self._say_failed(f"the export of step {step} failed with code {code}; see {self._log(step)}. ")
 
@@ -187,7 +177,7 @@ class Exporter:
         self._monitor.announce(said)
 
     def _enter(self, step: int) -> None:
-        self._index[step] = {"step": step, "folder": name_of(step), "validation_loss": None, "kept": True}
+        self._index[step] = {"step": step, "folder": folder_name(step), "validation_loss": None, "kept": True}
         self._rank()
 
     def _rank(self) -> None:
@@ -198,7 +188,7 @@ class Exporter:
         write_index(self._exports, self._index)
         link_best(self._exports, self._index.values())
         for step in lost:
-            delete(self._exports / name_of(step))
+            delete(self._exports / folder_name(step))
 
     def _losers(self, entries: Collection[dict]) -> list[int]:
         """Those of `losers`, after the validation losses known by now have been entered."""
@@ -314,8 +304,3 @@ def environment() -> dict[str, str]:
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in ranks and not name.startswith("SLURM_")}
     return kept | dict.fromkeys(THREADS, "1") | {"CUDA_VISIBLE_DEVICES": ""}
-
-
-def name_of(step: int) -> str:
-    """Megatron's name for the folder of a step, which the export shares."""
-    return f"iter_{step:07d}"

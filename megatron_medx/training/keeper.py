@@ -16,13 +16,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_medx.config.checkpoint_folders import CHECKPOINTS, METADATA_FILE
+from megatron_medx.config.checkpoint_folders import CHECKPOINTS
 from megatron_medx.config.run import RunConfig
 from megatron_medx.run_folder import events
 from megatron_medx.run_folder.integrity import (
     DELETED,
     folder_name,
     is_checked,
+    is_saved,
     link_latest,
     num_bytes,
     put_aside,
@@ -67,7 +68,7 @@ class CheckpointKeeper:
         """Queue what a former process of this run had no time for: checksums, and folders to be removed."""
         for step in steps_on_disk(self._checkpoints):
             folder = self._checkpoints / folder_name(step)
-            if self._config.checkpoint.checksums and self._is_whole(step) and not is_checked(folder):
+            if self._config.checkpoint.checksums and is_saved(self._checkpoints, step) and not is_checked(folder):
                 self._waiting.append(_checksums(folder, step))
         self._waiting += [_removal(folder) for folder in sorted(self._checkpoints.glob(f"{DELETED}*"))]
         self.advance()
@@ -86,7 +87,7 @@ class CheckpointKeeper:
             self._monitor.announce(f"care for checkpoints failed: {error}. Training goes on")
 
     def _advance(self) -> None:
-        for step in [step for step in self._saving if self._is_whole(step)]:
+        for step in [step for step in self._saving if is_saved(self._checkpoints, step)]:
             self._save_s[step] = time.monotonic() - self._saving.pop(step)
             if self._config.checkpoint.checksums:
                 self._waiting.append(_checksums(self._step_folder(step), step))
@@ -117,7 +118,9 @@ class CheckpointKeeper:
 
     def stop(self) -> None:
         """End what is under way, when the run ends; the next launch does it again. A save that fails is told of."""
-        unfinished = {step for step in self._saving if not self._is_whole(step)} | {self._monitor.saving_step}
+        unfinished = {step for step in self._saving if not is_saved(self._checkpoints, step)} | {
+            self._monitor.saving_step
+        }
         error = sys.exc_info()[1]  # what the run ends with
         why = "the run ended before it was whole" if error is None else f"{type(error).__name__}: {error}"
         if isinstance(error, StartAgain):
@@ -127,11 +130,6 @@ class CheckpointKeeper:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-
-    def _is_whole(self, step: int) -> bool:
-        """Whether Megatron has finished a checkpoint: tensors first, the tracker last."""
-        named = tracked_step(self._checkpoints)
-        return named is not None and named >= step and (self._step_folder(step) / METADATA_FILE).is_file()
 
     def _step_folder(self, step: int) -> Path:
         return self._checkpoints / folder_name(step)
@@ -169,7 +167,7 @@ class CheckpointKeeper:
 
     def _checked_steps(self) -> list[int]:
         """Steps whose checkpoints can be relied on, in order: with checksums, or whole where none are wanted."""
-        steps = [step for step in steps_on_disk(self._checkpoints) if self._is_whole(step)]
+        steps = [step for step in steps_on_disk(self._checkpoints) if is_saved(self._checkpoints, step)]
         if not self._config.checkpoint.checksums:
             return steps
         return [step for step in steps if is_checked(self._step_folder(step))]

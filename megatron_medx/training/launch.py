@@ -19,6 +19,7 @@ from megatron_medx.run_folder.events import AGAIN, INTERRUPTED
 from megatron_medx.run_folder.integrity import tracked_step
 from megatron_medx.run_folder.names import LOGS
 from megatron_medx.run_folder.progress import failures_without_progress, last_step
+from megatron_medx.run_folder.same_run import check_same_run, former_config
 from megatron_medx.terminal import complain, say
 from megatron_medx.training.local_ranks import Ending, rank_environment, receiving, run_ranks
 from megatron_medx.training.prepare_run import choose_folder, holds_checkpoint, prepare_folder
@@ -63,6 +64,9 @@ def launch(config: RunConfig, resume: bool = False, auto_resume: bool = False) -
     config.run.folder = str(folder)
     lock.acquire(folder)
     try:
+        if auto_resume and not holds_checkpoint(config):  # under Slurm `medx job begin` has judged it
+            if (former := former_config(folder)) is not None:
+                check_same_run(former, config, folder, f"remove {folder / RUN_FILE}: nothing is saved there")
         ending = _launch_once(config, resume, auto_resume)
         while ending.code == AGAIN:
             failures = failures_without_progress(events.read(folder))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from megatron_medx.checkpoint.writing.progress import byte_progress
 from megatron_medx.config.checkpoint_folders import CHECKPOINTS, METADATA_FILE, RUN_FILE, TRACKER_FILE
-from megatron_medx.config.differences import differences
 from megatron_medx.config.files import collect_provenance, read_run_yaml, write_run_yaml
 from megatron_medx.config.processor import PROCESSOR_FOLDER, copy_processor
 from megatron_medx.config.run import RunConfig
@@ -27,13 +26,6 @@ from megatron_medx.training.interruption import FAILURE_MARK
 from megatron_medx.training.start import check_same_network, prepare_start
 from megatron_medx.training.watchdog import HANG_MARK
 
-NOT_THE_RUN = (
-    *("parallel.", "survival.", "log.", "run.folder ", "run.license "),
-    *("checkpoint.every_steps ", "checkpoint.async_save ", "checkpoint.export_every_steps ", "checkpoint.checksums "),
-    *("checkpoint.keep_", "data.num_workers ", "data.prefetch_rows ", "data.decoder "),
-)
-"""Beginnings of fields that say where, how fast and how safely a run goes, not what it learns."""
-
 
 def prepare_folder(config: RunConfig, resume: bool, command: list[str], re_enter: bool = False) -> Path:
     """Choose and fill the run folder; `config.run.folder` is set to it, `start_from` to the one checkpoint meant.
@@ -44,7 +36,8 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str], re_enter
         config: the run.
         resume: the folder holds a run that goes on.
         command: what was typed, for the record.
-        re_enter: a new run may enter the folder of the same one, which has saved nothing yet.
+        re_enter: a new run may enter the folder of the same one, which has saved nothing yet; whether it is the same
+            the caller has judged (run_folder/same_run.py).
 
     Raises:
         ConfigError: a new run would enter an old one's folder, or a resume changes the order of data.
@@ -65,8 +58,6 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str], re_enter
     elif config.checkpoint.start_from:
         prepare_start(config, folder)
     if re_enter and not resume:
-        check_same_run(config, folder)
-        newest_sound(checkpoints, complain)  # there is none; a save that was cut off is put out of the way
         newest_sound(checkpoints, complain)  # there is none; a first save that was cut off gets out of the way
     checkpoints.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / DATA / PLAN_FILE, checkpoints / PLAN_FILE)
@@ -96,24 +87,6 @@ def holds_checkpoint(config: RunConfig) -> bool:
     checkpoints = resumed_folder(config) / CHECKPOINTS
     whole = any(checkpoints.glob(f"iter_*/{METADATA_FILE}"))
     return whole or (checkpoints / TRACKER_FILE).exists() or any(checkpoints.glob(f"{DAMAGED}*"))
-
-
-def check_same_run(config: RunConfig, folder: Path) -> None:
-    """Refuse to begin in the folder of another run, which has saved nothing.
-
-    Raises:
-        ConfigError: with what differs.
-    """
-    if not (folder / RUN_FILE).exists():
-        return
-    names = ("in the folder", "asked for")
-    found = differences(read_run_yaml(folder / RUN_FILE), config, names)
-    if changed := [text for text in found if not text.startswith(NOT_THE_RUN)]:
-        raise ConfigError(
-            f"{folder} holds another run, without a checkpoint: {'; '.join(changed)}",
-            "the run that began there, or a folder of its own",
-            f"repeat the values, choose another run.folder, or remove {folder}",
-        )
 
 
 def new_folder(config: RunConfig) -> Path:

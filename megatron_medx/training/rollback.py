@@ -22,7 +22,7 @@ from megatron_medx.config.checkpoint_folders import CHECKPOINTS, METADATA_FILE, 
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import DataError
 from megatron_medx.run_folder import events
-from megatron_medx.run_folder.integrity import LATEST, folder_name, steps_on_disk, write_at_once
+from megatron_medx.run_folder.integrity import LATEST, folder_name, free_name, steps_on_disk, write_at_once
 from megatron_medx.run_folder.names import BAD_STEPS_FILE
 from megatron_medx.run_folder.skipped_rows import SkippedRows, add_skip, merged, read_skips, row_at
 from megatron_medx.training.interruption import StartAgain
@@ -124,15 +124,8 @@ def set_aside(checkpoints: Path, first_bad_step: int) -> int:
             (checkpoints / LATEST).unlink()
     for step in saved:
         if step >= first_bad_step:
-            (checkpoints / folder_name(step)).rename(_name_aside(checkpoints, step))
+            (checkpoints / folder_name(step)).rename(free_name(checkpoints / (ROLLED_BACK + folder_name(step))))
     return newest
-
-
-def _name_aside(checkpoints: Path, step: int) -> Path:
-    """`rolled-back-iter_0000005`, or -2, -3, ... behind it where the step was set aside before."""
-    name = ROLLED_BACK + folder_name(step)
-    names = (name, *(f"{name}-{number}" for number in range(2, 2 + len(list(checkpoints.glob(f"{name}*"))))))
-    return next(path for path in map(checkpoints.joinpath, names) if not path.exists())
 
 
 def too_many_rollbacks(said: str, skips: list[SkippedRows], allowed: int, folder: Path) -> DataError:

@@ -16,14 +16,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import grids
 from processes import end_session, lasting_pids
+
+from tests.turns import Turns
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -89,7 +90,7 @@ class Runs:
         self._empty = folder / "elsewhere"
         self._empty.mkdir()
         self._cores = len(os.sched_getaffinity(0))
-        self._free, self._queue, self._changed = 2 * self._cores, deque(), threading.Condition()
+        self._turns = Turns(2 * self._cores)
         self._threads = ThreadPoolExecutor(max_workers=256)  # most of them wait for one another's runs
         self._shared: dict[str, Future] = {}
         self._lock = threading.RLock()
@@ -230,22 +231,9 @@ class Runs:
                 time.sleep(0.05)
         return str(path)
 
-    @contextlib.contextmanager
-    def _cores_for(self, ranks: int) -> Iterator[None]:
+    def _cores_for(self, ranks: int) -> contextlib.AbstractContextManager[None]:
         """Wait for one's turn; more ranks than cores count as so many: half of what may run."""
-        wanted, turn = min(ranks, self._cores), object()
-        with self._changed:
-            self._queue.append(turn)
-            self._changed.wait_for(lambda: self._queue[0] is turn and self._free >= wanted)
-            self._queue.popleft()
-            self._free -= wanted
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += wanted
-                self._changed.notify_all()
+        return self._turns.take(min(ranks, self._cores))
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -10,16 +10,16 @@ import random
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 from slurm_jobs import PATIENCE_S, Job
 from surviving import Run
+
+from tests.turns import Turns
 
 SAVE_EVERY, STEPS = 4, 16
 
@@ -36,7 +36,7 @@ class Lab:
 
     def __init__(self, folder: Path, submit: Callable[..., Job], words: list[str], num_nodes: int):
         self.folder, self.submit, self.words = folder, submit, words
-        self._free, self._queue, self._changed = num_nodes, deque(), threading.Condition()
+        self._nodes = Turns(num_nodes)
         self._threads = ThreadPoolExecutor(max_workers=len(FLOWS))
 
     def train(self, name: str, *words: str, options: tuple[str, ...] = ("--nodes=2",), folder: Path | None = None):
@@ -53,7 +53,7 @@ class Lab:
         """Run a flow in a thread, when so many nodes are free and those before it have begun."""
 
         def wait_and_run():
-            with self._nodes(num_nodes):
+            with self._nodes.take(num_nodes):
                 return flow(self)
 
         return self._threads.submit(wait_and_run)
@@ -61,23 +61,6 @@ class Lab:
     def close(self) -> None:
         """Forget flows that have not begun; those that have end with their jobs."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    @contextlib.contextmanager
-    def _nodes(self, wanted: int) -> Iterator[None]:
-        """Wait for one's turn, in the order of asking, so that small flows do not pass a large one again and again."""
-        turn = object()
-        with self._changed:
-            self._queue.append(turn)
-            self._changed.wait_for(lambda: self._queue[0] is turn and self._free >= wanted)
-            self._queue.popleft()
-            self._free -= wanted
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += wanted
-                self._changed.notify_all()
 
 
 def signalled_and_a_rank_killed(lab: Lab):

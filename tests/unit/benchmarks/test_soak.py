@@ -18,7 +18,10 @@ tracker, metrics = folder / "checkpoints" / "latest_checkpointed_iteration.txt",
 asked = []
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda *_: asked.append(1))
-if "RANK" not in os.environ:
+# Ranks start with them blocked: the slower one, which has no handlers yet, would die of a signal to both.
+is_rank = "RANK" in os.environ
+signal.pthread_sigmask(signal.SIG_UNBLOCK if is_rank else signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM))
+if not is_rank:
     words = [sys.executable, *sys.argv, "megatron_medx.training.worker"]
     ranks = [subprocess.Popen(words, env={**os.environ, "RANK": str(rank)}) for rank in range(2)]
     while all(rank.poll() is None for rank in ranks):

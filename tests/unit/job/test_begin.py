@@ -9,9 +9,9 @@ import pytest
 from megatron_medx.config.files import write_run_yaml
 from megatron_medx.errors import ConfigError, ParallelismError
 from megatron_medx.job.begin import begin_job, check_job
-from megatron_medx.job.same_run import changes
 from megatron_medx.recipes import get_recipe
 from megatron_medx.run_folder import events, lock
+from megatron_medx.run_folder.same_run import changes
 
 
 @pytest.fixture(autouse=True)

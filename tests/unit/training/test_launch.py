@@ -98,9 +98,14 @@ def test_a_run_without_a_checkpoint_begins_in_its_folder(tiny_run):
     tiny_run.survival.max_failures = 9
     assert prepare_folder(tiny_run, False, ["medx"], re_enter=True) == folder
     assert not (folder / "checkpoints" / "iter_0000003").exists()
+
+
+def test_another_run_does_not_begin_in_the_folder_of_one_without_a_checkpoint(tiny_run, started):
+    folder = prepare_folder(tiny_run, False, ["medx"])
     tiny_run.run.seed = 77
-    with pytest.raises(ConfigError, match=r"another run, without a checkpoint: run\.seed 1234 in the folder and 77"):
-        prepare_folder(tiny_run, False, ["medx"], re_enter=True)
+    with pytest.raises(ConfigError, match=r"run\.seed 1234 in the folder and 77(.|\n)*remove .*run\.yaml: nothing is"):
+        launch(tiny_run, auto_resume=True)
+    assert not started[0] and not (folder / "lock.json").exists()
 
 
 def test_what_was_saved_is_gone_on_from(tiny_run, started, save_at):

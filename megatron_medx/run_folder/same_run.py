@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, TRACKER_FILE
+from megatron_medx.config.checkpoint_folders import RUN_FILE
 from megatron_medx.config.differences import differences
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.run import RunConfig
@@ -36,15 +36,6 @@ def former_config(folder: Path) -> RunConfig | None:
     return read_run_yaml(path) if path.exists() else None
 
 
-def saved_step(folder: Path) -> int | None:
-    """The step of the checkpoint that the run's tracker names; None where it has none."""
-    try:
-        text = (folder / CHECKPOINTS / TRACKER_FILE).read_text().strip()
-    except FileNotFoundError:
-        return None
-    return int(text) if text.isdecimal() else None
-
-
 def changes(former: RunConfig, config: RunConfig) -> list[str]:
     """Differences that make it another run, as `optimizer.lr 0.002 in the folder and 0.001 asked for`.
 
@@ -60,8 +51,14 @@ def changes(former: RunConfig, config: RunConfig) -> list[str]:
     return different
 
 
-def check_same_run(former: RunConfig, config: RunConfig, folder: Path) -> None:
+def check_same_run(former: RunConfig, config: RunConfig, folder: Path, otherwise: str) -> None:
     """Refuse to go on with a run of another configuration.
+
+    Args:
+        former: the configuration of the run in the folder.
+        config: what is asked for.
+        folder: of the run.
+        otherwise: what to do to have it all the same.
 
     Raises:
         ConfigError: with what differs.
@@ -74,7 +71,7 @@ def check_same_run(former: RunConfig, config: RunConfig, folder: Path) -> None:
     raise ConfigError(
         f"{folder} holds a run of another configuration:{shown}{more}",
         "the configuration that the run began with, but for where, how fast and how safely it goes",
-        f"give the new run another run.folder; or, to go on with {folder} and these changes, add --accept-changes",
+        f"give the new run another run.folder; or, to go on with {folder} and these changes, {otherwise}",
     )
 
 
