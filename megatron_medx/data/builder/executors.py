@@ -8,6 +8,7 @@ import multiprocess
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.utils.logging import logger
 
+from megatron_medx.data.builder.finish import finish_build
 from megatron_medx.data.builder.options import BuildOptions
 from megatron_medx.data.builder.task import BuildTask
 from megatron_medx.errors import DataError
@@ -51,8 +52,6 @@ class FinishBuild:
 
     def __call__(self, data: object, rank: int, world_size: int) -> None:
         """As `datatrove` calls a step."""
-        from megatron_medx.data.builder.build import finish_build  # build.py imports this module
-
         finish_build(self.source, self.out, self.options)
 
 
