@@ -13,6 +13,9 @@ STEP_EVENTS = frozenset({"first_step", "saved", "signal", "interrupted", "failed
 ENDS_BADLY = frozenset({"failed", "hang"})
 """Events that end a launch as a failure; a launch that has several of them failed once."""
 
+_TAIL_BYTES = 16_384
+"""More than two lines of metrics.jsonl, which have some 300 bytes each."""
+
 
 def failures_without_progress(events: Sequence[dict]) -> int:
     """Launches that failed in succession, none of them with a step that no launch before had reached.
@@ -60,7 +63,3 @@ def last_step(folder: Path) -> int | None:
         except (ValueError, KeyError, TypeError):  # cut off while it was written
             continue
     return None
-
-
-_TAIL_BYTES = 16_384
-"""More than two lines of metrics.jsonl, which have some 300 bytes each."""

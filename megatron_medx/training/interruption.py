@@ -29,7 +29,6 @@ from megatron_medx.run_folder.progress import last_step
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What ends a run before its time, with everything saved."""
 
-
 LEAVE_PATIENCE_S = 20.0
 """Seconds that an interrupted run waits, when it is saved, for the checksums: Slurm's KillWait is 30 s."""
 
