@@ -308,7 +308,7 @@ def _disk(config: RunConfig) -> Iterator[Problem]:
     if num > 2:
         what = f"{num} checkpoints, the {num - 1} that stay and the one being written"
     if config.checkpoint.export_every_steps:
-        needed += exports_bytes(config, PRECISIONS[config.training.precision].weight)
+        needed += exports_bytes(config, PRECISIONS[config.precision.dtype].weight)
         what, do = f"{what}; and the exports that stay", f"{do}, lower checkpoint.keep_exports"
     if free < needed:
         yield Problem(

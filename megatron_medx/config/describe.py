@@ -134,11 +134,12 @@ def _training(config: RunConfig) -> list[tuple[str, str]]:
     schedule += "" if o.schedule == "constant" else f", down to {o.min_lr / o.lr:.0%} of each peak"
     start = config.checkpoint.start_from or "seeded random weights"
     start += " with its optimizer state" if config.checkpoint.carry_optimizer else ""
+    precision = f"{config.precision.dtype}, recompute {t.recompute} (tower {t.recompute_vision})"
     return [
         ("schedule", schedule),
         ("optimizer", f"AdamW {o.beta1:g}, {o.beta2:g}, weight decay {o.weight_decay:g}, clip {o.clip_grad_norm:g}"),
         ("loss", f"averaged per {LOSS_AVERAGES[t.loss_average]}; NaN or infinite: {ON_BAD_LOSS[t.on_bad_loss]}"),
-        ("precision", f"{t.precision}, recompute {t.recompute} (tower {t.recompute_vision}), start from {start}"),
+        ("precision", f"{precision}, start from {start}"),
         *_validation(config),
     ]
 
@@ -186,7 +187,7 @@ def _exports(config: RunConfig) -> list[tuple[str, str]]:
     checkpoint = config.checkpoint
     if not checkpoint.export_every_steps:
         return []
-    size = PRECISIONS[config.training.precision].weight * sum(parameter_counts(config.model).values())
+    size = PRECISIONS[config.precision.dtype].weight * sum(parameter_counts(config.model).values())
     measure = "of lowest validation loss" if config.training.validate_every_steps else "newest"
     kept = f"the {checkpoint.keep_exports} {measure} stay" if checkpoint.keep_exports else "all stay"
     when = f"every {checkpoint.export_every_steps:,} steps and after the last"

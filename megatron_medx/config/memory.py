@@ -70,7 +70,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
     """
     counts = parameter_counts(config.model)
     trained = sum(count for piece, count in counts.items() if _is_trained(config, piece))
-    return PRECISIONS[config.training.precision].weight * sum(counts.values()) + 12 * trained
+    return PRECISIONS[config.precision.dtype].weight * sum(counts.values()) + 12 * trained
 
 
 def _is_trained(config: RunConfig, piece: str) -> bool:
@@ -78,7 +78,7 @@ def _is_trained(config: RunConfig, piece: str) -> bool:
 
 
 def _stage(config: RunConfig, stage: int) -> dict[str, int]:
-    precision, parallel = PRECISIONS[config.training.precision], config.parallel
+    precision, parallel = PRECISIONS[config.precision.dtype], config.parallel
     held = _stage_parameters(config, stage)
     trained = {piece: count for piece, count in held.items() if _is_trained(config, piece)}
     experts = trained.pop("experts", 0)
@@ -122,7 +122,7 @@ def _stage_activations(config: RunConfig, stage: int) -> int:
     and no less than one image of data.max_pixels.
     """
     model, parallel, training = config.model, config.parallel, config.training
-    precision = PRECISIONS[training.precision]
+    precision = PRECISIONS[config.precision.dtype]
     tokens = config.data.seq_len_tokens / (parallel.tensor * parallel.context)
     layers, (chunks, first_chunks) = stage_layers(config)[stage], _in_flight(config, stage)
     rows = chunks / parallel.virtual_pipeline  # a chunk is 1 / virtual_pipeline of the stage's layers

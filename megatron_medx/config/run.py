@@ -142,14 +142,12 @@ class OptimizerSection:
 
 @dataclass(kw_only=True, slots=True)
 class TrainingSection:
-    """How long, how much at once, at which precision."""
+    """How long, how much at once, what is trained."""
 
     steps: int = 100
     """Optimizer steps."""
     global_batch_rows: int = 8
     """Rows per step over all data-parallel ranks. A microbatch is one row."""
-    precision: str = "bf16"
-    """`bf16` (fp32 main weights and gradients) or `fp32`."""
     freeze: tuple[str, ...] = ()
     """Parts that are not trained: any of `vision`, `merger`, `language`."""
     recompute: str = "none"
@@ -181,6 +179,34 @@ class TrainingSection:
 
     A multiple of global_batch_rows; 0 means as many such multiples as one epoch holds.
     """
+
+
+@dataclass(kw_only=True, slots=True)
+class PrecisionSection:
+    """In which numbers the network computes, and the proof that fewer bits lose nothing."""
+
+    dtype: str = "bf16"
+    """Of weights and activations: `bf16`, with fp32 main weights and gradients, or `fp32`."""
+    fp8: str = "none"
+    """Scaling recipe of Transformer Engine for the decoder's matrix products: `none`, `delayed`, `tensorwise`,
+    `blockwise`. Weights stay bf16; embedding, output layer, attention cores and mergers compute in bf16.
+
+    `delayed` scales by the largest values of earlier steps, `tensorwise` by those of the tensor at hand, `blockwise`
+    by those of its blocks of 128.
+    """
+    bf16_first_layers: int = 0
+    """Decoder layers at the beginning that compute in bf16 all the same."""
+    bf16_last_layers: int = 0
+    """The same at the end."""
+    fp8_vision: bool = False
+    """True: the vision tower's layers compute in FP8, too."""
+    gate_steps: int = 0
+    """Before the run so many steps are trained twice, in bf16 and in FP8, from its weights and data; 0: none are.
+
+    A gap of their losses above `gate_max_gap` refuses the run.
+    """
+    gate_max_gap: float = 0.005
+    """Largest |FP8 loss / bf16 loss - 1|, of losses averaged over the last tenth of the gate's steps."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -259,6 +285,7 @@ class RunConfig:
     parallel: ParallelSection = field(default_factory=ParallelSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     training: TrainingSection = field(default_factory=TrainingSection)
+    precision: PrecisionSection = field(default_factory=PrecisionSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     survival: SurvivalSection = field(default_factory=SurvivalSection)
     log: LogSection = field(default_factory=LogSection)

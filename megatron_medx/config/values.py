@@ -91,6 +91,10 @@ BOUNDS: dict[str, Bound] = {
     "training.global_batch_rows": AT_LEAST_1,
     "training.validate_every_steps": AT_LEAST_0,
     "training.validate_rows": AT_LEAST_0,
+    "precision.bf16_first_layers": AT_LEAST_0,
+    "precision.bf16_last_layers": AT_LEAST_0,
+    "precision.gate_steps": AT_LEAST_0,
+    "precision.gate_max_gap": ABOVE_0,
     "checkpoint.every_steps": AT_LEAST_1,
     "checkpoint.export_every_steps": AT_LEAST_0,
     "checkpoint.keep_exports": AT_LEAST_0,
@@ -109,7 +113,8 @@ BOUNDS: dict[str, Bound] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.decoder": ("pillow", "dali"),
-    "training.precision": ("bf16", "fp32"),
+    "precision.dtype": ("bf16", "fp32"),
+    "precision.fp8": ("none", "delayed", "tensorwise", "blockwise"),
     "training.recompute": ("none", "selective", "full"),
     "training.recompute_vision": ("none", "selective", "full"),
     "training.loss_average": ("token", "sample", "sqrt"),

@@ -57,7 +57,7 @@ def _cluster(size: str, model: ModelConfig, parallel: ParallelSection) -> RunCon
         ),
         parallel=parallel,
         optimizer=OptimizerSection(lr=1e-5, vision_lr=2e-6, min_lr=1e-6, warmup_tokens=500 * 512 * 8192),
-        training=TrainingSection(steps=20_000, global_batch_rows=512, precision="bf16"),
+        training=TrainingSection(steps=20_000, global_batch_rows=512),
         checkpoint=CheckpointSection(
             every_steps=500,
             async_save=True,

@@ -11,6 +11,7 @@ from megatron_medx.config.run import (
     DataSection,
     OptimizerSection,
     ParallelSection,
+    PrecisionSection,
     RunConfig,
     TrainingSection,
 )
@@ -61,7 +62,8 @@ def demo() -> RunConfig:
         ),
         parallel=ParallelSection(world_size=2, tensor=2),
         optimizer=OptimizerSection(lr=2e-3, min_lr=2e-4, warmup_tokens=4096, weight_decay=0.01),
-        training=TrainingSection(steps=240, global_batch_rows=2, precision="fp32"),
+        training=TrainingSection(steps=240, global_batch_rows=2),
+        precision=PrecisionSection(dtype="fp32"),
         checkpoint=CheckpointSection(every_steps=120),
     )
 

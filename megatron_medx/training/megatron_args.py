@@ -110,7 +110,7 @@ def _grid(config: RunConfig) -> dict[str, Any]:
 
 def _training(config: RunConfig) -> dict[str, Any]:
     training, optimizer = config.training, config.optimizer
-    bf16 = training.precision == "bf16"
+    bf16 = config.precision.dtype == "bf16"
     return {
         "seed": config.run.seed,
         "train_iters": training.steps,

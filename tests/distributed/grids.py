@@ -27,7 +27,7 @@ SMALL = (
     "model.mrope_section=4,2,2", "model.ffn_hidden_size=120", "model.tie_embeddings=true",
     "model.vision.hidden_size=36", "model.vision.num_heads=3", "model.vision.num_layers=3",
     "model.vision.ffn_hidden_size=60", "optimizer.lr=2e-3", "optimizer.min_lr=2e-4", "optimizer.warmup_tokens=2048",
-    "training.global_batch_rows=4", "training.steps=5", "training.precision=fp32", "checkpoint.every_steps=100",
+    "training.global_batch_rows=4", "training.steps=5", "precision.dtype=fp32", "checkpoint.every_steps=100",
 )  # fmt: skip
 """What makes recipe `demo` as small as Qwen3-VL gets, with widths and heads that few numbers divide.
 

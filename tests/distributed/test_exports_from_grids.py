@@ -29,7 +29,7 @@ def in_bf16(runs):
 
     def train(runs):
         start = f"checkpoint.start_from={imported(runs, 'dense').result()}"
-        words = ("training.precision=bf16", "training.steps=2", "optimizer.warmup_tokens=0")
+        words = ("precision.dtype=bf16", "training.steps=2", "optimizer.warmup_tokens=0")
         return runs.train("bf16", *SMALL, *PACKED, *words, start, grid=BF16_GRID)
 
     return runs.once("bf16", train)

@@ -61,7 +61,7 @@ def test_transformer_engine_layers_give_the_losses_of_the_plain_ones(recipe, alo
 
 def test_the_demo_trains_in_bf16_over_nccl(demo, tmp_path):
     """`medx train` on one GPU: the CPU backend stays off and the loss falls."""
-    overrides = ["training.steps=12", "training.precision=bf16", "parallel.tensor=1", f"data.path={demo}"]
+    overrides = ["training.steps=12", "precision.dtype=bf16", "parallel.tensor=1", f"data.path={demo}"]
     words = ["train", "demo", *overrides, f"run.folder={tmp_path}/run", "--nproc", "1"]
     done = subprocess.run([sys.executable, "-m", "megatron_medx.cli", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -131,7 +131,7 @@ def _run(run: RunConfig) -> dict:
         "seed": run.run.seed,
         "data": run.data.path,
         "start_from": run.checkpoint.start_from,
-        "precision": run.training.precision,
+        "precision": run.precision.dtype,
         "steps": run.training.steps,
     }
 

@@ -52,7 +52,7 @@ def changed(*overrides: str, recipe: str = "demo") -> RunConfig:
         ),
         (["optimizer.decay_tokens=5"], "optimizer.decay_tokens=0, or optimizer.schedule=wsd"),
         (["checkpoint.carry_optimizer=true"], "an optimizer to carry"),
-        (["training.precision=fp16"], "one of bf16, fp32"),
+        (["precision.dtype=fp16"], "one of bf16, fp32"),
         (["training.recompute=some"], "one of none, selective, full"),
         (["training.recompute_vision=some"], "one of none, selective, full"),
         (["training.loss_average=row"], "one of token, sample, sqrt"),

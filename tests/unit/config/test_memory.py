@@ -16,7 +16,7 @@ from megatron_medx.config.memory import (
 from megatron_medx.config.model import ModelConfig, VisionConfig
 from megatron_medx.config.overrides import apply_overrides
 from megatron_medx.config.parameters import parameter_counts
-from megatron_medx.config.run import DataSection, ParallelSection, RunConfig, TrainingSection
+from megatron_medx.config.run import DataSection, ParallelSection, PrecisionSection, RunConfig, TrainingSection
 
 SMALL = ModelConfig(
     hidden_size=8,
@@ -39,7 +39,8 @@ def run(*overrides: str, model: ModelConfig = SMALL, world_size: int = 1) -> Run
         model=dataclasses.replace(model),
         data=DataSection(packing=True, seq_len_tokens=64, min_pixels=64, max_pixels=1024, sample_align_tokens=8),
         parallel=ParallelSection(world_size=world_size),
-        training=TrainingSection(precision="fp32", global_batch_rows=16),
+        training=TrainingSection(global_batch_rows=16),
+        precision=PrecisionSection(dtype="fp32"),
     )
     return apply_overrides(config, list(overrides))
 

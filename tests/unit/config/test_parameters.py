@@ -115,7 +115,7 @@ def one_rank(*overrides: str):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_one_rank_holds_everything(precision):
-    config = one_rank(f"training.precision={precision}")
+    config = one_rank(f"precision.dtype={precision}")
     total, per = sum(parameter_counts(config.model).values()), PRECISIONS[precision]
     memory = worst_rank(config)
     assert memory["weights"] == per.weight * total
