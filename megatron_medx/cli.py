@@ -9,17 +9,18 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_medx.cli_arguments import add_command, configuration
+from megatron_medx.cli_arguments import add_command, configured
 from megatron_medx.cli_convert import add_convert_commands
 from megatron_medx.cli_data import add_data_commands
 from megatron_medx.cli_job import add_job_commands
+from megatron_medx.cli_plan import add_plan_command
 from megatron_medx.errors import MedxError
 from megatron_medx.terminal import complain, say
 
 TRAIN_EPILOG = """examples:
   medx train demo
   medx train demo training.steps=5 parallel.tensor=2 parallel.pipeline=2 --nproc 4
-  medx train pretrain_8b --dry-run
+  medx train pretrain_8b --nproc 256 --dry-run
   medx train runs/demo/run.yaml run.folder=runs/again
   medx train demo --resume
   medx train runs/demo/run.yaml --auto-resume"""
@@ -54,11 +55,15 @@ def _train(args: argparse.Namespace) -> int:
     task = os.environ.get("SLURM_PROCID", "0")  # under srun every task comes here; one speaks
     if "SLURM_PROCID" in os.environ and not args.dry_run:
         block_signals()  # this process becomes a rank
-    overrides = list(args.overrides)
-    if args.nproc is not None:
-        overrides.append(f"parallel.world_size={args.nproc}")
+    is_told = args.auto_resume and "SLURM_PROCID" in os.environ  # by slurm/pretrain.sh, once
+    speaks = task == "0" and not is_told
     try:
-        config = apply_overrides(configuration(args.config), overrides)
+        former = _former_config if args.resume or args.auto_resume else lambda config: None
+        config, grid = configured(args.config, args.overrides, args.nproc, former)
+        if grid and speaks:
+            say(f"the grid is {grid}")
+        if args.nproc is not None:
+            config = apply_overrides(config, [f"parallel.world_size={args.nproc}"])
         check(config)
         if not args.dry_run and task == "0":
             check_files(config, args.resume or args.auto_resume)
@@ -66,7 +71,7 @@ def _train(args: argparse.Namespace) -> int:
         if task == "0":
             raise
         return 2
-    if task == "0" and not (args.auto_resume and "SLURM_PROCID" in os.environ):  # slurm/pretrain.sh has said it once
+    if speaks:
         for line in describe(config):
             say(line)
     if args.dry_run:
@@ -75,6 +80,14 @@ def _train(args: argparse.Namespace) -> int:
     from megatron_medx.training.launch import launch
 
     return launch(config, args.resume, args.auto_resume)
+
+
+def _former_config(config):
+    """The configuration of the run that `--resume` goes on with; None where there is none yet."""
+    from megatron_medx.run_folder.same_run import former_config
+    from megatron_medx.training.prepare_run import resumed_folder
+
+    return former_config(resumed_folder(config))
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -122,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medx", description="Medical vision-language training on Megatron-Core.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
+    add_plan_command(commands)
     status = add_command(commands, "status", _status, "say how a run is doing, from the files in its folder")
     status.add_argument("folder", type=Path, metavar="RUN")
     status.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
@@ -151,7 +165,7 @@ def _add_train(commands) -> None:
     )
     train.add_argument("config", metavar="RECIPE", help="a name that `medx recipes` lists, or the path of a run.yaml")
     train.add_argument("overrides", nargs="*", metavar="section.field=value")
-    train.add_argument("--nproc", type=int, metavar="N", help="number of ranks (sets parallel.world_size)")
+    train.add_argument("--nproc", type=int, metavar="N", help="number of ranks, which chooses the shipped grid")
     going_on = train.add_mutually_exclusive_group()
     going_on.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
     going_on.add_argument(

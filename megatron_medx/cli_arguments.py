@@ -2,7 +2,8 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import ConfigError
@@ -17,9 +18,14 @@ def add_command(
     return command
 
 
+def is_path(name: str) -> bool:
+    """Whether a run.yaml is meant, not the name of a recipe."""
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
 def configuration(name: str) -> RunConfig:
     """The RunConfig of a recipe, or of a run.yaml when the name looks like a path."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
+    if is_path(name):
         from megatron_medx.config.files import read_run_yaml
 
         return read_run_yaml(name)
@@ -32,6 +38,53 @@ def configuration(name: str) -> RunConfig:
     from megatron_medx.recipes import get_recipe
 
     return get_recipe(name)
+
+
+def configured(
+    name: str,
+    overrides: Sequence[str],
+    ranks: int | None,
+    former: Callable[[RunConfig], RunConfig | None] = lambda config: None,
+) -> tuple[RunConfig, str]:
+    """A recipe or a run.yaml with overrides, on the grid that the recipe ships for a number of ranks.
+
+    A run that goes on keeps the grid that it has: elastic runs change their replicas alone (job/elastic.py). So does a
+    run whose `parallel` section is stated in an override or in a run.yaml. `parallel.world_size` is left to the caller.
+
+    Args:
+        name: a recipe or the path of a run.yaml.
+        overrides: `section.field=value`.
+        ranks: that will be started; None for the recipe's own number.
+        former: from the configuration as asked for to that of the run in its folder, None where it is a new run.
+
+    Returns:
+        The configuration, and what to say of its grid; nothing where the number of ranks chose none.
+
+    Raises:
+        ConfigError: an unknown recipe or override, an unreadable file.
+    """
+    from megatron_medx.config.overrides import apply_overrides
+
+    asked = apply_overrides(configuration(name), list(overrides))
+    if is_path(name) or any(word.strip().startswith("parallel.") for word in overrides):
+        return asked, ""
+    from megatron_medx.recipes import GRIDS_OF, get_recipe, nearest_shipped
+
+    shipped = GRIDS_OF.get(name, {})
+    if shipped and (before := former(asked)) is not None and before.run.recipe == name:
+        return apply_overrides(_on_grid_of(configuration(name), before), list(overrides)), ""
+    if not shipped or ranks is None:
+        return asked, ""
+    if ranks in shipped:
+        return apply_overrides(get_recipe(name, ranks), list(overrides)), f"as {name} ships it for {ranks} GPUs"
+    others = " and ".join(map(str, nearest_shipped(name, ranks)))
+    return asked, f"that of {asked.parallel.world_size} GPUs: {name} ships none for {ranks}, but for {others}"
+
+
+def _on_grid_of(config: RunConfig, other: RunConfig) -> RunConfig:
+    """The run on the grid of another one, with what that recomputes."""
+    recomputed = {key: getattr(other.training, key) for key in ("recompute", "recompute_vision")}
+    return replace(config, parallel=replace(other.parallel), training=replace(config.training, **recomputed))
 
 
 def read_pairs(text: str) -> dict[str, str]:

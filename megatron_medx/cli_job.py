@@ -8,7 +8,8 @@ import argparse
 import os
 from pathlib import Path
 
-from megatron_medx.cli_arguments import add_command, configuration, read_count
+from megatron_medx.cli_arguments import add_command, configured, read_count
+from megatron_medx.errors import ConfigError
 from megatron_medx.terminal import say
 
 
@@ -17,6 +18,7 @@ def add_job_commands(commands) -> None:
     job = commands.add_parser("job", help="what slurm/pretrain.sh asks").add_subparsers(required=True, metavar="WHAT")
     check = add_command(job, "check", _check, "on the login node: refuse what a job would refuse")
     check.add_argument("--nodes", type=read_count, metavar="N", help="of the job; default: what the run's ranks need")
+    check.add_argument("--gpu-gb", type=read_count, metavar="N", help="memory of a GPU; default: it is not looked at")
     begin = add_command(job, "begin", _begin, "in the job: check everything, take the run folder")
     begin.add_argument("--tasks", type=read_count, required=True, metavar="N", help="tasks of the job, one a GPU")
     for command in (check, begin):
@@ -36,10 +38,15 @@ def add_job_commands(commands) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from megatron_medx.config.problems import raise_problems
     from megatron_medx.job.begin import check_job
+    from megatron_medx.planner.refusal import memory_problem
 
-    config = _configuration(args)
+    config = _configuration(args, args.nodes and args.nodes * args.tasks_per_node)
     start, nodes = check_job(config, args.nodes, args.tasks_per_node, args.accept_changes)
+    if args.gpu_gb and not start.is_finished:
+        problem = memory_problem(start.config, args.gpu_gb * 1e9)
+        raise_problems([problem] if problem else [])
     _describe(start)
     say(f"submit {nodes} {start.config.run_folder}")
     return 0
@@ -48,7 +55,7 @@ def _check(args: argparse.Namespace) -> int:
 def _begin(args: argparse.Namespace) -> int:
     from megatron_medx.job.begin import begin_job
 
-    start = begin_job(_configuration(args), args.tasks, args.tasks_per_node, args.accept_changes)
+    start = begin_job(_configuration(args, args.tasks), args.tasks, args.tasks_per_node, args.accept_changes)
     _describe(start)
     word, ranks = ("finished", 0) if start.is_finished else ("go", start.config.parallel.world_size)
     say(f"{word} {ranks} {start.config.run_folder}")
@@ -70,10 +77,21 @@ def _next(args: argparse.Namespace) -> int:
     return 0
 
 
-def _configuration(args: argparse.Namespace):
-    from megatron_medx.config.overrides import apply_overrides
+def _configuration(args: argparse.Namespace, ranks: int | None):
+    """The run on the grid that it has, or that its recipe ships for so many ranks, which is said."""
+    from megatron_medx.job.begin import in_its_folder
+    from megatron_medx.run_folder.same_run import former_config
 
-    return apply_overrides(configuration(args.config), args.overrides)
+    def former(config):
+        try:
+            return former_config(in_its_folder(config).run_folder)
+        except ConfigError:  # `begin_job` refuses it, and writes that into the run's events
+            return None
+
+    config, grid = configured(args.config, args.overrides, ranks, former)
+    if grid:
+        say(f"the grid is {grid}")
+    return config
 
 
 def _describe(start) -> None:

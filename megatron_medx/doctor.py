@@ -14,6 +14,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_medx.config.precision import FP8_RECIPES, Fp8Machine, machine_problem
+
 WIDTH = 20
 """Width of the first column, characters."""
 
@@ -46,6 +48,7 @@ def survey() -> list[Finding]:
         cuda(),
         nccl(),
         optional("Transformer Engine", "transformer-engine", "the local layers are used"),
+        fp8(),
         apex(),
         dali(),
         slurm(),
@@ -107,6 +110,20 @@ def nccl() -> Finding:
     if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():
         return Finding("NCCL", "missing in this torch")
     return Finding("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+
+
+def fp8() -> Finding:
+    """Say with which of `precision.fp8` a run here could train, and what there is for it."""
+    if find_version("torch") is None:
+        return Finding("FP8", "unknown without torch")
+    import torch
+
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    machine = Fp8Machine(find_version("transformer-engine"), capability, torch.version.cuda)
+    problems = {name: machine_problem(name, machine) for name in FP8_RECIPES}
+    usable = ", ".join(name for name, problem in problems.items() if problem is None) or "none"
+    lacking = [f"{name} needs {problem.needed}" for name, problem in problems.items() if problem]
+    return Finding("FP8", "; ".join([usable, *lacking[:1]]))
 
 
 def apex() -> Finding:

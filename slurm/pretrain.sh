@@ -57,14 +57,15 @@ for word in "$@"; do
 done
 
 submit() { # the login node's part: nothing is queued that the job would refuse
-    local tasks_per_node="${MEDX_GPUS_PER_NODE:-}" answer gpus said number run
+    local tasks_per_node="${MEDX_GPUS_PER_NODE:-}" answer gpus said number run memory=(--gpu-gb "${MEDX_GPU_GB:-80}")
     local gpus_of_gres='gpu:([^:,(]+:)?([0-9]+)' # as in gpu:8 and gpu:h100:8(S:0-1)
     if [[ -z "$tasks_per_node" ]]; then
         gpus="$(sinfo --noheader --format=%G ${SBATCH_PARTITION:+--partition="$SBATCH_PARTITION"})"
         tasks_per_node=2
-        [[ ! "$gpus" =~ $gpus_of_gres ]] || tasks_per_node="${BASH_REMATCH[2]}"
+        if [[ "$gpus" =~ $gpus_of_gres ]]; then tasks_per_node="${BASH_REMATCH[2]}"; else memory=(); fi
     fi
-    answer="$("${alone[@]}" job check "${recipe[@]}" "${accept[@]}" "${nodes[@]}" --tasks-per-node "$tasks_per_node")"
+    answer="$("${alone[@]}" job check "${recipe[@]}" "${accept[@]}" "${nodes[@]}" \
+        --tasks-per-node "$tasks_per_node" "${memory[@]}")"
     head --lines=-1 <<< "$answer"
     read -r _ number run <<< "${answer##*$'\n'}"
     options=(--nodes="$number" --job-name="medx-${run##*/}" "${options[@]}")

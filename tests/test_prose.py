@@ -54,7 +54,7 @@ def test_the_tree_holds_nothing_that_is_not_there():
 
 def test_the_tree_holds_every_file_of_the_package():
     modules = [path for path in (ROOT / "megatron_medx").rglob("*.py") if path.name != "__init__.py"]
-    programs = [path for folder in ("tools", "examples", "benchmarks") for path in (ROOT / folder).glob("*.py")]
+    programs = [path for folder in ("tools", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     scripts = list((ROOT / "slurm").glob("*.sh"))
     folders = [path for path in (ROOT / "megatron_medx").rglob("*") if path.is_dir() and list(path.glob("*.py"))]
     test_folders = [path for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.rglob("*.py"))]

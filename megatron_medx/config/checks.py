@@ -18,6 +18,7 @@ from megatron_medx.config.grid import GRID_RULES, Rule, divides
 from megatron_medx.config.megatron_names import OURS
 from megatron_medx.config.memory import PRECISIONS, checkpoint_bytes
 from megatron_medx.config.nearest_grid import nearest_grid
+from megatron_medx.config.precision import precision_problems
 from megatron_medx.config.problems import Problem, raise_problems
 from megatron_medx.config.run import PARTS, RunConfig
 from megatron_medx.config.survival import survival_problems
@@ -333,6 +334,7 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("checkpoint.", "training.", "survival."), survival_problems),
     (("data.seq_len_tokens", "data.sample_align_tokens"), _alignment),
     (("model.num_experts",), _mixture_of_experts),
+    (("precision.", "model.", "training.steps", "data.seq_len_tokens", "data.sample_align_tokens"), precision_problems),
     (("data.decoder", "data.num_workers"), _decoder),
     ((), _megatron),
     ((), _folder),

@@ -19,6 +19,7 @@ from megatron_medx.config.parameters import (
     vision_layer_parameters,
     vision_stem_parameters,
 )
+from megatron_medx.config.precision import FP8_RECIPES, gate_window
 from megatron_medx.config.run import PARTS, RunConfig
 
 LOSS_AVERAGES = {"token": "token", "sample": "sample", "sqrt": "sample, weighted by the square root of its tokens"}
@@ -140,13 +141,36 @@ def _training(config: RunConfig) -> list[tuple[str, str]]:
         ("optimizer", f"AdamW {o.beta1:g}, {o.beta2:g}, weight decay {o.weight_decay:g}, clip {o.clip_grad_norm:g}"),
         ("loss", f"averaged per {LOSS_AVERAGES[t.loss_average]}; NaN or infinite: {ON_BAD_LOSS[t.on_bad_loss]}"),
         ("precision", f"{precision}, start from {start}"),
+        *_fp8(config),
         *_validation(config),
     ]
 
 
+def _fp8(config: RunConfig) -> list[tuple[str, str]]:
+    """Which layers compute in FP8 and how rows fit; the gate before the run. Nothing without FP8."""
+    precision, grid, row = config.precision, config.parallel, config.data.seq_len_tokens
+    if precision.fp8 == "none":
+        return []
+    first, last, layers = precision.bf16_first_layers, precision.bf16_last_layers, config.model.num_layers
+    text = f"{precision.fp8} scaling in {layers - first - last} of {layers} decoder layers"
+    ends = [f"the {name} {count}" for name, count in (("first", first), ("last", last)) if count]
+    text += f", {' and '.join(ends)} in bf16" if ends else ""
+    text += "; tower in FP8 as well" if precision.fp8_vision else "; tower in bf16"
+    part = f"{row:,} / (tensor {grid.tensor} x context {grid.context}) = {row // (grid.tensor * grid.context):,} tokens"
+    text += f"; {part} of a row on a rank, a multiple of {FP8_RECIPES[precision.fp8].multiple}"
+    rows = [("fp8", text)]
+    if steps := precision.gate_steps:
+        text = (
+            f"first {steps:,} steps in FP8 and {steps:,} in bf16, from the run's weights and data; the run is refused "
+        )
+        text += f"where the last {gate_window(steps):,} differ by more than {precision.gate_max_gap:.3%}"
+        rows.append(("gate", text))
+    return rows
+
+
 def _costs(config: RunConfig) -> list[tuple[str, str]]:
     memory, data, freeze = worst_rank(config), config.data, config.training.freeze
-    kinds = " + ".join(f"{kind} {_gigabytes(size)}" for kind, size in memory.items())
+    kinds = " + ".join(f"{kind} {_gigabytes(size)}" for kind, size in memory.items() if size)
     row = step_flops(config.model, [data.seq_len_tokens], [], freeze)["total"]
     patches = data.max_pixels // config.model.vision.patch_size**2
     image = step_flops(config.model, [], [patches], freeze)["total"]

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from megatron_medx.config.precision import PRECISION_GRID_RULES
 from megatron_medx.config.problems import Problem
 from megatron_medx.config.run import RunConfig
 from megatron_medx.config.values import value_of
@@ -258,5 +259,6 @@ GRID_RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("training.global_batch_rows", "parallel."), _rows_of_chunks),
     (("model.vision.deepstack_layers", *LAYERS), _deepstack),
     (("model.num_experts", "parallel."), _experts),
+    *PRECISION_GRID_RULES,
 )
 """(prefixes of the keys that a rule reads, the rule); every problem of theirs is of the grid."""

@@ -86,7 +86,7 @@ class ParallelSection:
     """The grid of ranks. world_size = tensor x pipeline x context x data."""
 
     world_size: int = 1
-    """Number of ranks (GPUs). `--nproc` and Slurm set it; a recipe states what it was made for."""
+    """Number of ranks (GPUs). `--nproc` and Slurm set it; of a recipe by name they choose the grid, too."""
     tensor: int = 1
     """Ranks that share every weight matrix of the decoder. Above 1, sequence parallelism is on."""
     pipeline: int = 1

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from megatron_medx.config.flops import step_flops
 from megatron_medx.config.model import ModelConfig
+from megatron_medx.config.precision import row_multiple_tokens
 from megatron_medx.config.processor import check_processor, vision_token_ids
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.chat import EncodedSample, SampleEncoder
@@ -165,10 +166,10 @@ def row_lengths(config: RunConfig) -> dict[str, int | None]:
     """`align_tokens` and `pad_to_tokens` of a run's rows.
 
     Tensor and context ranks share a row's tokens evenly; packed rows are all of one length, which compiled kernels and
-    pipeline stages like.
+    pipeline stages like. In FP8 each rank's part is a multiple of tokens (config/precision.py).
     """
     data, grid = config.data, config.parallel
-    align = math.lcm(data.sample_align_tokens, grid.tensor * grid.context)
+    align = math.lcm(data.sample_align_tokens, grid.tensor * grid.context, row_multiple_tokens(config))
     return {"align_tokens": align, "pad_to_tokens": data.seq_len_tokens if data.packing else None}
 
 

@@ -83,7 +83,9 @@ RECOMPUTE = {
 """Our names of activation recomputation -> Megatron's settings; `selective` recomputes the core attention."""
 
 
-def tower_config(model: ModelConfig, decoder: TransformerConfig, recompute: str = "none") -> TransformerConfig:
+def tower_config(
+    model: ModelConfig, decoder: TransformerConfig, recompute: str = "none", in_fp8: bool = False
+) -> TransformerConfig:
     """Configuration of the vision tower beside a decoder's: one stage, not sliced, same precision.
 
     The decoder's configuration is complete (Megatron has derived and checked its fields), so it is copied and the
@@ -91,6 +93,7 @@ def tower_config(model: ModelConfig, decoder: TransformerConfig, recompute: str 
 
     Args:
         recompute: one of RECOMPUTE.
+        in_fp8: its layers compute in FP8 as the decoder's do, all of them; otherwise in bf16.
     """
     config = copy.copy(decoder)
     facts = {
@@ -105,6 +108,7 @@ def tower_config(model: ModelConfig, decoder: TransformerConfig, recompute: str 
         "qk_layernorm": False,
         "gated_linear_unit": False,
         "activation_func": tanh_gelu,
+        "bias_activation_fusion": False,  # Megatron fuses SwiGLU and the exact GELU, and refuses others
         "add_bias_linear": True,
         "add_qkv_bias": True,
         "tensor_model_parallel_size": 1,
@@ -118,7 +122,8 @@ def tower_config(model: ModelConfig, decoder: TransformerConfig, recompute: str 
         "num_layers_in_first_pipeline_stage": None,
         "num_layers_in_last_pipeline_stage": None,
         "recompute_modules": ["core_attn"],
-        "fp8": None,
+        "fp8": decoder.fp8 if in_fp8 else None,
+        "first_last_layers_bf16": False,  # these numbers are of decoder layers
     }
     facts |= RECOMPUTE[recompute]
     for name, value in facts.items():

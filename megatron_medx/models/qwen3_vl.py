@@ -50,6 +50,7 @@ class Qwen3VLModel(LanguageModule):
         post_process: this is the last stage (output layer, loss).
         vp_stage: index of the virtual stage, None without interleaving.
         recompute_vision: activation recomputation of the tower (megatron_config.RECOMPUTE).
+        fp8_vision: the tower's layers compute in FP8 where the decoder's do.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Qwen3VLModel(LanguageModule):
         post_process: bool = True,
         vp_stage: int | None = None,
         recompute_vision: str = "none",
+        fp8_vision: bool = False,
     ):
         super().__init__(config, groups)
         self.sizes = model
@@ -70,7 +72,8 @@ class Qwen3VLModel(LanguageModule):
         self.share_embeddings_and_output_weights = model.tie_embeddings
         self.model_type = ModelType.encoder_or_decoder
         if pre_process:
-            self.vision = VisionTower(model, tower_config(model, config, recompute_vision), specs, solo_groups)
+            tower = tower_config(model, config, recompute_vision, fp8_vision)
+            self.vision = VisionTower(model, tower, specs, solo_groups)
             self.merger = Mergers(model, config)
             mark_as_shared(self.vision, config.sequence_parallel)
             mark_as_shared(self.merger, config.sequence_parallel)
@@ -139,6 +142,7 @@ class Qwen3VLModel(LanguageModule):
             )
             h_L1H = self.embedding(tokens_1S[:, held_L.to(device)], position_ids=None)
             h_L1H, levels_KL1H = self._write_images(h_L1H, held_L, features_GKH, place_M, vision_index_M)
+            del features_GKH  # of the whole row: gigabytes for long ones, while the decoder needs what was written
         h_L1H = self.decoder(
             hidden_states=h_L1H,
             attention_mask=None,

@@ -3,7 +3,12 @@
 Patches of all images are one packed sequence; attention stays within an image. The tower is whole on every rank of the
 first stage (its modules are built on groups of one rank): it is small and its work uneven, so slicing its matrices
 would cost more than it saves. Ranks share the images instead (image_encoding.py).
+
+In FP8 the number of patches has to be a multiple, which no deal of images gives. So a blank image stands behind the
+last one, whose patches attend to one another alone, and what becomes of it is cut off again.
 """
+
+import math
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -14,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_medx.config.model import ModelConfig
+from megatron_medx.config.precision import FP8_RECIPES
 from megatron_medx.models.rotary import interpolated_positions, patch_angles, patch_rows_and_columns
 from megatron_medx.models.specs import LayerSpecs
 
@@ -30,6 +36,7 @@ class VisionTower(MegatronModule):
     ):
         super().__init__(config)
         self.sizes = model.vision
+        self.multiple_patches = FP8_RECIPES[config.fp8_recipe].multiple if config.fp8 else 1
         self.patch_embed = torch.nn.Linear(self.sizes.patch_dim, self.sizes.hidden_size, dtype=config.params_dtype)
         self.pos_embed = torch.nn.Embedding(
             self.sizes.num_position_embeddings, self.sizes.hidden_size, dtype=config.params_dtype
@@ -54,6 +61,8 @@ class VisionTower(MegatronModule):
         Returns:
             (P, E) output of the last layer and K tensors (P, E) tapped after `deepstack_layers`.
         """
+        num_patches = len(pixels_PC)
+        pixels_PC, grids_I3 = padded_images(pixels_PC, grids_I3, self.multiple_patches, self.sizes.merge_size)
         rows, columns = patch_rows_and_columns(grids_I3, self.sizes.merge_size)
         h_PE = self.patch_embed(pixels_PC.to(self.patch_embed.weight.dtype))
         h_PE = h_PE + interpolated_positions(self.pos_embed.weight, grids_I3, rows, columns)
@@ -64,13 +73,31 @@ class VisionTower(MegatronModule):
             rotary_pos_emb=patch_angles(rows, columns, self.sizes.hidden_size // self.sizes.num_heads),
             packed_seq_params=segments_of_frames(grids_I3, h_PE.device),
         )
-        return h_P1E.squeeze(1), [tap.squeeze(1) for tap in taps]
+        return h_P1E.squeeze(1)[:num_patches], [tap.squeeze(1)[:num_patches] for tap in taps]
 
     def _encode(self, **inputs) -> tuple[Tensor, list[Tensor]]:
         """Run the layers; Megatron returns the taps only when some are asked for."""
         taps = set(self.sizes.deepstack_layers)
         result = self.encoder(extract_layer_indices=taps, **inputs)
         return result if taps else (result, [])
+
+
+def padded_images(pixels_PC: Tensor, grids_I3: Tensor, multiple: int, merge_size: int) -> tuple[Tensor, Tensor]:
+    """The images, and behind them a blank one where the number of patches is no multiple.
+
+    Args:
+        pixels_PC: (P, C) patches; whole merge blocks, so P is a multiple of merge_size squared.
+        grids_I3: (I, 3) int64 grids, on the CPU.
+        multiple: of patches, which the result has, in whole merge blocks again.
+        merge_size: side of a merge block, patches.
+
+    Example: 20 patches to a multiple of 16 get a blank image of 2 x 6 patches, 32 together.
+    """
+    missing = -len(pixels_PC) % math.lcm(multiple, merge_size**2)
+    if not missing:
+        return pixels_PC, grids_I3
+    blank = torch.tensor([[1, merge_size, missing // merge_size]])
+    return torch.nn.functional.pad(pixels_PC, (0, 0, 0, missing)), torch.cat([grids_I3, blank])
 
 
 def segments_of_frames(grids_I3: Tensor, device: torch.device) -> PackedSeqParams:

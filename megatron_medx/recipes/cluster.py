@@ -1,51 +1,53 @@
 """The published sizes on H100 nodes: network, grid and rows that the stages of a size share.
 
-The grids fit 80 GB by the estimate that `medx train NAME --dry-run` prints; none was run on H100 yet. Rates follow what
-published medical continued-pretraining (CPT) runs used (decoder 1e-5, tower a fifth of it). `data.path` and the
-Hugging Face directory are placeholders to be overridden: `medx train pretrain_8b data.path=/corpus`.
+The grids (grids.py) fit 80 GB by the estimate that `medx train NAME --dry-run` prints; none was run on H100 yet. Rates
+follow what published medical continued-pretraining (CPT) runs used (decoder 1e-5, tower a fifth of it). `data.path` and
+the Hugging Face directory are placeholders to be overridden: `medx train pretrain_8b data.path=/corpus`.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from megatron_medx.config.model import ModelConfig
-from megatron_medx.config.run import (
-    CheckpointSection,
-    DataSection,
-    OptimizerSection,
-    ParallelSection,
-    RunConfig,
-    TrainingSection,
+from megatron_medx.config.run import CheckpointSection, DataSection, OptimizerSection, RunConfig, TrainingSection
+from megatron_medx.recipes.grids import put_on_grid, shipped_grids
+from megatron_medx.recipes.sizes import (
+    qwen3_vl_2b,
+    qwen3_vl_4b,
+    qwen3_vl_8b,
+    qwen3_vl_30b_a3b,
+    qwen3_vl_32b,
+    qwen3_vl_235b_a22b,
 )
-from megatron_medx.recipes.sizes import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b, qwen3_vl_32b
 
 
-def cluster_2b() -> RunConfig:
-    """Qwen3-VL-2B on 16 GPUs."""
-    return _cluster("2B", qwen3_vl_2b(), ParallelSection(world_size=16))
+class ClusterSize(NamedTuple):
+    """A published size."""
+
+    published_name: str
+    """As in the name of its directory on the hub."""
+    model: Callable[[], ModelConfig]
+    """Its network."""
+    gpus: int
+    """What its recipes are made for unless another number is asked for."""
 
 
-def cluster_4b() -> RunConfig:
-    """Qwen3-VL-4B on 32 GPUs."""
-    return _cluster("4B", qwen3_vl_4b(), ParallelSection(world_size=32, tensor=2))
+CLUSTER_SIZES = {
+    "2b": ClusterSize("2B", qwen3_vl_2b, 16),
+    "4b": ClusterSize("4B", qwen3_vl_4b, 32),
+    "8b": ClusterSize("8B", qwen3_vl_8b, 64),
+    "32b": ClusterSize("32B", qwen3_vl_32b, 256),
+    "30b_a3b": ClusterSize("30B-A3B", qwen3_vl_30b_a3b, 64),
+    "235b_a22b": ClusterSize("235B-A22B", qwen3_vl_235b_a22b, 512),
+}
+"""Size, as in the recipes' names -> what it is."""
 
 
-def cluster_8b() -> RunConfig:
-    """Qwen3-VL-8B on 64 GPUs."""
-    return _cluster("8B", qwen3_vl_8b(), ParallelSection(world_size=64, tensor=4))
-
-
-def cluster_32b() -> RunConfig:
-    """Qwen3-VL-32B on 256 GPUs.
-
-    No pipeline: a first stage keeps the tower's activations of as many microbatches as there are stages.
-    """
-    config = _cluster("32B", qwen3_vl_32b(), ParallelSection(world_size=256, tensor=8))
-    config.training.recompute = "full"
-    return config
-
-
-def _cluster(size: str, model: ModelConfig, parallel: ParallelSection) -> RunConfig:
-    """What the sizes share: rows of 8,192 tokens, 512 a step (4.2 M tokens), 20,000 steps (84 B tokens)."""
-    return RunConfig(
-        model=model,
+def cluster_run(size: str) -> RunConfig:
+    """A published size on its own number of GPUs: rows of 8,192 tokens, 512 a step (4.2 M), 20,000 steps (84 B)."""
+    name, model, gpus = CLUSTER_SIZES[size]
+    config = RunConfig(
+        model=model(),
         data=DataSection(
             path="data",
             packing=True,
@@ -55,7 +57,6 @@ def _cluster(size: str, model: ModelConfig, parallel: ParallelSection) -> RunCon
             max_bad_fraction=0.001,
             num_workers=4,
         ),
-        parallel=parallel,
         optimizer=OptimizerSection(lr=1e-5, vision_lr=2e-6, min_lr=1e-6, warmup_tokens=500 * 512 * 8192),
         training=TrainingSection(steps=20_000, global_batch_rows=512),
         checkpoint=CheckpointSection(
@@ -63,6 +64,8 @@ def _cluster(size: str, model: ModelConfig, parallel: ParallelSection) -> RunCon
             async_save=True,
             keep_last=3,  # 14 bytes a parameter each; one damaged still leaves two
             keep_every_steps=5_000,  # for what is looked at later: averages, other decays, evaluation
-            start_from=f"hf/Qwen3-VL-{size}-Instruct",
+            start_from=f"hf/Qwen3-VL-{name}-Instruct",
         ),
     )
+    put_on_grid(config, gpus, shipped_grids(size)[gpus])
+    return config

@@ -29,7 +29,7 @@ def align(config: RunConfig) -> RunConfig:
 
 
 def pretrain(config: RunConfig) -> RunConfig:
-    """All parts, continued pretraining (CPT) on documents and images: the base run itself."""
+    """All parts, continued pretraining (CPT) on documents and images."""
     config.training.freeze = ()
     config.training.loss_average = "token"  # long documents: each token counts alike, as in the decoder's own training
     config.optimizer.schedule = "cosine"  # stage 1

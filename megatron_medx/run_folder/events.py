@@ -31,6 +31,7 @@ EVENTS: dict[str, str] = {
     "ranks_changed": "before, now: an elastic run goes on with another number of ranks",
     "gave_up": "step, failures: so many failures without a step of progress between them",
     # by a launch and its ranks (training/)
+    "precision_gate": "passed, gap, max_gap, steps: FP8 against bf16 before the first step; gap is null without a loss",
     "launched": "ranks, hosts, resumed_from: ranks start; the step of the checkpoint, null for a new run",
     "first_step": "step, start_s: the first step of a launch is done, so many seconds after `launched`",
     "saved": "step, save_s, bytes: a checkpoint is whole and its checksums are written",

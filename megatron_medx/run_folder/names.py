@@ -1,6 +1,8 @@
 """What lies in a run folder, by name; whoever writes or reads a run's files takes the names from here.
 
     run.yaml  events.jsonl  metrics.jsonl  validation.jsonl  bad_steps.jsonl  rejects.jsonl  loss.png  tensorboard/
+    precision_gate.json  precision_gate.png  precision_gate/
+                   verdict, curves and trials of FP8 against bf16 (training/precision_gate.py)
     lock.json      whose job the folder is (lock.py)
     preflight/     a file of each host, while the preflight looks whether all see them (preflight/shared_files.py)
     logs/          rank_<n>.log, error.txt, stacks_rank_<n>.txt, export_<step>.log
@@ -18,6 +20,9 @@ EVENTS_FILE = "events.jsonl"
 METRICS_FILE, BAD_STEPS_FILE, REJECTS_FILE = "metrics.jsonl", "bad_steps.jsonl", "rejects.jsonl"
 LOCK_FILE = "lock.json"
 PREFLIGHT = "preflight"
+
+GATE, GATE_FILE, GATE_PICTURE = "precision_gate", "precision_gate.json", "precision_gate.png"
+"""Folder of the trials of the precision gate; its record and its picture."""
 
 LOGS, ERROR_FILE = "logs", "error.txt"
 """Folder of what processes print, and in it the error that a launch stopped with."""

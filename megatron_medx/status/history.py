@@ -17,6 +17,7 @@ INCIDENTS = {
     "ranks_changed": "ranks_changed",
     "locks_taken_over": "lock_taken_over",
     "gave_up": "gave_up",
+    "gates": "precision_gate",
 }
 """Key of the report -> the event that it lists, each entry with its time and facts."""
 

@@ -109,6 +109,12 @@ def jobs(report: dict) -> list[tuple[str, str]]:
 def happened(report: dict) -> list[tuple[str, str]]:
     """Signals, hangs, rollbacks, other numbers of ranks, locks taken over; each kind with its last ones."""
     found, rows = report["incidents"], []
+    for entry in found["gates"][-1:]:
+        gap = "no gap known" if entry.get("gap") is None else f"gap {entry['gap']:.3%}"
+        bound = "?" if entry.get("max_gap") is None else f"{entry['max_gap']:.3%}"
+        said = "passed" if entry.get("passed") else "NOT passed"
+        text = f"{said}: {gap} after {_number(entry.get('steps'))} steps, at most {bound}"
+        rows.append(("gate", f"{text}, {clock(entry.get('time'))}"))
     for entry in found["signals"][-1:]:
         at = f"the last {entry.get('signal')} at step {_number(entry.get('step'))}"
         where = f"seen by rank {entry.get('rank')} on {entry.get('host')}"

@@ -13,7 +13,15 @@ from megatron_medx.config.run import RunConfig, SurvivalSection
 from megatron_medx.config.validation import VALIDATION_FILE
 from megatron_medx.run_folder.events import INTERRUPTED
 from megatron_medx.run_folder.integrity import tracked_step
-from megatron_medx.run_folder.names import ERROR_FILE, EVENTS_FILE, LOGS, METRICS_FILE, rank_log
+from megatron_medx.run_folder.names import (
+    ERROR_FILE,
+    EVENTS_FILE,
+    GATE,
+    GATE_PICTURE,
+    LOGS,
+    METRICS_FILE,
+    rank_log,
+)
 from megatron_medx.status import run_files
 from megatron_medx.status.history import HOW_ENDED, ending, seconds_of
 
@@ -42,7 +50,8 @@ START_PATIENCE_S = 900.0
 
 _ALIVE = ("preflight", "starting", "running")
 _DECISIVE = (
-    *("job_started", "job_requeued", "preflight_passed", "preflight_failed", "gave_up", "launched", "first_step"),
+    *("job_started", "job_requeued", "preflight_passed", "preflight_failed", "precision_gate", "gave_up", "launched"),
+    "first_step",
     *HOW_ENDED,
 )
 
@@ -125,6 +134,10 @@ def _named_by(event: dict, its_job: str, has_job: bool, goes_on: bool) -> tuple[
             return "starting", "the nodes passed their checks, ranks are started"
         case "preflight_failed":
             return "stopped", "the preflight found nodes that cannot be used"
+        case "precision_gate" if event.get("passed"):
+            return "starting", "the precision gate is passed, ranks are started"
+        case "precision_gate":
+            return "stopped", f"the precision gate refused it; see {GATE_PICTURE}"
         case "job_requeued":
             return "queued", f"job {event.get('job')} waits in the queue to go on: {event.get('why')}"
         case "gave_up":
@@ -186,8 +199,9 @@ def _patience_s(survival: SurvivalSection | None, step_time_s: float | None) -> 
 
 
 def _signs_of_life(folder: Path) -> Iterable[Path]:
-    """What is written while no step ends: validation, saves (Megatron tells of them in the log of rank 0)."""
+    """What is written while no step ends: validation, saves (Megatron tells of them in the log of rank 0), trials."""
     return (
         *(folder / RUN_FILE, folder / EVENTS_FILE, folder / METRICS_FILE, folder / VALIDATION_FILE),
         *(folder / CHECKPOINTS / TRACKER_FILE, folder / LOGS / rank_log(0)),
+        *(path for name in (METRICS_FILE, f"{LOGS}/{rank_log(0)}") for path in folder.glob(f"{GATE}/*/{name}")),
     )

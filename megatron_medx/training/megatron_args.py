@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_medx.config.checkpoint_folders import CHECKPOINTS, step_of
+from megatron_medx.config.precision import FP8_RECIPES
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import ConfigError
 
@@ -39,6 +40,7 @@ def settings(
         | _mixture_of_experts(config, use_transformer_engine)
         | _grid(config)
         | _training(config)
+        | _fp8(config)
         | _checkpoints(config, folder, resume, start)
         | _logging(config, folder)
         | _backend(use_cuda, use_transformer_engine)
@@ -153,6 +155,23 @@ def _schedule(config: RunConfig) -> dict[str, Any]:
         "lr_wsd_decay_style": "minus_sqrt" if is_wsd else None,
         "lr_wsd_decay_iters": config.decay_steps if is_wsd else None,
         "override_opt_param_scheduler": True,  # the configuration decides, also where a checkpoint recorded another
+    }
+
+
+def _fp8(config: RunConfig) -> dict[str, Any]:
+    """Weights stay bf16, attention cores compute in bf16, and the output layer is not Transformer Engine's."""
+    precision = config.precision
+    if precision.fp8 == "none":
+        return {}
+    return {
+        "fp8": FP8_RECIPES[precision.fp8].number_format,
+        "fp8_recipe": precision.fp8,
+        # Transformer Engine's own defaults for delayed scaling, read by it alone; Megatron's are 1 and most_recent.
+        "fp8_amax_history_len": 1024,
+        "fp8_amax_compute_algo": "max",
+        "first_last_layers_bf16": precision.bf16_first_layers + precision.bf16_last_layers > 0,
+        "num_layers_at_start_in_bf16": precision.bf16_first_layers,
+        "num_layers_at_end_in_bf16": precision.bf16_last_layers,
     }
 
 

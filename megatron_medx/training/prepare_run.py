@@ -18,10 +18,11 @@ from megatron_medx.config.run import RunConfig
 from megatron_medx.data.plan.prepare import PLAN_FILE, Prepared, check_enough, compare_plans, prepare_data
 from megatron_medx.data.plan.validation import VALIDATION_TABLES, prepare_validation
 from megatron_medx.errors import CheckpointError, ConfigError
-from megatron_medx.run_folder.integrity import DAMAGED, newest_sound, steps_on_disk
+from megatron_medx.run_folder import events
+from megatron_medx.run_folder.integrity import DAMAGED, newest_sound, steps_on_disk, tracked_step
 from megatron_medx.run_folder.names import DATA, ERROR_FILE, LOGS
 from megatron_medx.run_folder.skipped_rows import merged, num_skipped, read_skips
-from megatron_medx.terminal import complain
+from megatron_medx.terminal import complain, say
 from megatron_medx.training.interruption import FAILURE_MARK
 from megatron_medx.training.start import check_same_network, prepare_start
 from megatron_medx.training.watchdog import HANG_MARK
@@ -71,6 +72,17 @@ def prepare_folder(config: RunConfig, resume: bool, command: list[str], re_enter
     for mark in (ERROR_FILE, HANG_MARK, FAILURE_MARK):
         (folder / LOGS / mark).unlink(missing_ok=True)
     return folder
+
+
+def announce(config: RunConfig, folder: Path, resume: bool, hosts: list[str]) -> None:
+    """Say and record that ranks start in a prepared folder.
+
+    Args:
+        hosts: names of those that the ranks run on.
+    """
+    say(f"run folder  {folder}{' (resumed)' if resume else ''}")
+    resumed_from = tracked_step(folder / CHECKPOINTS) if resume else None
+    events.append(folder, "launched", ranks=config.parallel.world_size, hosts=hosts, resumed_from=resumed_from)
 
 
 def choose_folder(config: RunConfig, resume: bool) -> Path:

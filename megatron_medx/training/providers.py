@@ -52,6 +52,7 @@ def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Call
             post_process=post_process,
             vp_stage=vp_stage,
             recompute_vision=run.training.recompute_vision,
+            fp8_vision=run.precision.fp8_vision,
         )
         set_initial_weights(stage, run.run.seed)
         freeze_parts(stage, run.training.freeze)

@@ -90,11 +90,13 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO, listene
     from megatron_medx.training.exports import Exporter, finish_together
     from megatron_medx.training.keeper import CheckpointKeeper
     from megatron_medx.training.loss import StepLosses
+    from megatron_medx.training.machine import check_machine
     from megatron_medx.training.monitor import StepMonitor
     from megatron_medx.training.providers import make_dataset_provider, make_model_provider
     from megatron_medx.training.step import make_forward_step
     from megatron_medx.training.validation import ValidationLog
 
+    check_machine(config)
     use_transformer_engine = transformer_engine_usable()
     arguments = parse_megatron_arguments(config, folder, resume, use_transformer_engine)
     monitor = StepMonitor(config, folder, screen if reports else None)

@@ -1,15 +1,13 @@
-"""Every shipped recipe passes its checks, describes itself, and has the size it claims; stages follow one another."""
+"""Every shipped recipe passes its checks and describes itself; stages follow one another."""
 
 import pytest
 
 from megatron_medx.cli import main
 from megatron_medx.config.checks import check
 from megatron_medx.config.describe import describe
-from megatron_medx.config.memory import worst_rank
 from megatron_medx.config.parameters import parameter_counts
 from megatron_medx.errors import ConfigError
 from megatron_medx.recipes import RECIPES, SIZES, STAGES, get_recipe
-from megatron_medx.recipes.sizes import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b, qwen3_vl_32b
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -21,17 +19,15 @@ def test_recipe(name, capsys):
     assert capsys.readouterr().out.splitlines()[:-1] == describe(config)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("b")])
-def test_cluster_recipes_fit_80_gigabytes_by_estimate(name):
-    assert sum(worst_rank(get_recipe(name)).values()) < 72e9  # the rest is for CUDA, NCCL and fragments
-
-
 def test_recipes_are_listed_each_on_a_line(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert all(len(line) <= 125 for line in lines)
-    assert "midtrain_8b    Qwen3-VL-8B, 64 GPUs: all parts at the rates where pretraining ended" in "\n".join(lines)
+    known = (
+        "midtrain_8b         Qwen3-VL-8B, 64 GPUs: all parts at the rates where pretraining ended, on reasoning data."
+    )
+    assert known in lines
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.summary)
@@ -67,20 +63,13 @@ def test_stages_differ_in_what_is_trained_at_which_rates(size):
 def test_a_recipe_is_fresh_each_time():
     get_recipe("demo").model.vision.num_layers = 99
     assert get_recipe("demo").model.vision.num_layers != 99
+    get_recipe("pretrain_8b", 256).parallel.tensor = 99
+    assert get_recipe("pretrain_8b", 256).parallel.tensor != 99
 
 
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean pretrain_8b\?"):
-        get_recipe("pretrain8b")
-
-
-@pytest.mark.parametrize(
-    ("size", "billions"), [(qwen3_vl_2b, 2.13), (qwen3_vl_4b, 4.44), (qwen3_vl_8b, 8.77), (qwen3_vl_32b, 33.4)]
-)
-def test_sizes_have_the_published_totals(size, billions):
-    """The totals of the four published checkpoints to three digits, from memory: no hub here to ask."""
-    total = sum(parameter_counts(size()).values()) / 1e9
-    assert float(f"{total:.3g}") == billions
+        get_recipe("pretrain8b", 48)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("demo")])

@@ -46,7 +46,7 @@ def test_it_checks_and_submits_itself(login, tasks, answers, submissions):
     answers(check=[SUBMIT])
     done = login("demo", "training.steps=7")
     assert done.returncode == 0, done.stderr
-    assert check_words(tasks) == ["job", "check", "demo", "training.steps=7", "--tasks-per-node", "8"]
+    assert check_words(tasks) == ["job", "check", "demo", "training.steps=7", "--tasks-per-node", "8", "--gpu-gb", "80"]
     line = "--nodes=8 --job-name=medx-demo-slurm slurm/pretrain.sh demo training.steps=7"
     assert submissions() == [f"--test-only {line}", f"--parsable {line}"]
     assert done.stdout.splitlines()[0] == "run  demo" and "submit 8" not in done.stdout
@@ -57,7 +57,7 @@ def test_options_of_sbatch_come_before_the_recipe(login, tasks, answers, submiss
     answers(check=[[0, "submit 4 runs/my run\n"]])
     done = login("--nodes=4", "--time=12:00:00", "--hold", "demo", "--accept-changes")
     assert done.returncode == 0, done.stderr
-    words = ["job", "check", "demo", "--accept-changes", "--nodes", "4", "--tasks-per-node", "8"]
+    words = ["job", "check", "demo", "--accept-changes", "--nodes", "4", "--tasks-per-node", "8", "--gpu-gb", "80"]
     assert check_words(tasks) == words
     assert submissions()[1] == (
         "--parsable --nodes=4 --job-name=medx-my run --nodes=4 --time=12:00:00 --hold slurm/pretrain.sh demo "
@@ -68,17 +68,17 @@ def test_options_of_sbatch_come_before_the_recipe(login, tasks, answers, submiss
 @pytest.mark.parametrize(
     ("gres", "changes", "per_node"),
     [
-        ("gpu:4", {}, 4),
-        ("gpu:a100:4,gpu:t4:1", {}, 4),
-        ("(null)", {}, 2),  # no GPUs: for trying
-        ("gpu:4", {"MEDX_GPUS_PER_NODE": "3"}, 3),
+        ("gpu:4", {}, ["4", "--gpu-gb", "80"]),
+        ("gpu:a100:4,gpu:t4:1", {"MEDX_GPU_GB": "40"}, ["4", "--gpu-gb", "40"]),
+        ("(null)", {}, ["2"]),  # no GPUs: for trying
+        ("gpu:4", {"MEDX_GPUS_PER_NODE": "3"}, ["3", "--gpu-gb", "80"]),
     ],
 )
 def test_gpus_of_a_node_come_from_the_settings_or_from_slurm(login, tasks, answers, tmp_path, gres, changes, per_node):
     answers(check=[SUBMIT])
     done = login("demo", GRES=gres, SBATCH_PARTITION="h100", **changes)
     assert done.returncode == 0, done.stderr
-    assert check_words(tasks)[-1] == str(per_node)
+    assert check_words(tasks)[2:] == ["demo", "--tasks-per-node", *per_node]
     asked = "--noheader --format=%G --partition=h100"
     assert changes or (tmp_path / "sinfo").read_text().strip() == asked
 

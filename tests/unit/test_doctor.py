@@ -68,3 +68,24 @@ def test_the_report_names_everything(capsys):
         assert f"{name} " in out
     for name in ("Transformer Engine", "Apex", "DALI", "Slurm", "will run on:", "layers:"):
         assert name in out
+
+
+@pytest.mark.parametrize(
+    ("capability", "said"),
+    [
+        ((9, 0), "delayed, tensorwise, blockwise"),
+        ((8, 9), "delayed, tensorwise; blockwise needs"),
+        ((8, 0), "none; delayed"),
+        (None, "none; delayed needs Transformer Engine"),
+    ],
+)
+def test_which_recipes_of_fp8_a_machine_can_train_with(monkeypatch, capability, said):
+    import torch
+
+    monkeypatch.setattr(doctor, "find_version", lambda name: "2.20.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert doctor.fp8().state.startswith(said)
+    monkeypatch.setattr(doctor, "find_version", lambda name: None if "engine" in name else "1.0")
+    assert doctor.fp8().state.startswith("none; delayed needs")

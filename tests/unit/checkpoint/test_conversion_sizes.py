@@ -1,8 +1,7 @@
 """Every published size: a config.json in the hub's words is read, its key plan is total, and it is written back.
 
-Where the numbers come from: sizes of 2B, 4B, 30B-A3B and 235B-A22B agree with transcripts of the hub's config.json in
-public repositories (seen 2026-11-23); 8B and 32B are from memory, with the decoders of Qwen3-8B and Qwen3-32B and the
-large tower of the others. Totals of the text-only decoders are Qwen3's own, from memory, to the last digit; those of
+Where the numbers come from: all sizes agree with copies of the hub's values in public places (seen 2026-11-23), which
+recipes/sizes.py names. Totals of the text-only decoders are Qwen3's own, from memory, to the last digit; those of
 the Qwen3-VLs to three digits: 2B to 32B from memory, 30B-A3B 31.07 by a model list, 235B-A22B 236 from memory.
 """
 
@@ -19,7 +18,7 @@ from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory
 from megatron_medx.checkpoint.layout.rules import DECODER_RULES, bindings, check_total, hf_shapes, megatron_shapes
 from megatron_medx.checkpoint.layout.tensor_spec import TensorSpec
 from megatron_medx.checkpoint.sources.two_parents import TwoParents
-from megatron_medx.recipes.sizes import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b, qwen3_vl_32b
+from megatron_medx.recipes import sizes
 
 GENERATION_IDS = {"bos_token_id": 151643, "eos_token_id": 151645}
 NOT_ON_THE_HUB = {"dtype", "text_config.tie_word_embeddings", "text_config.router_aux_loss_coef"}
@@ -173,11 +172,10 @@ def test_config_json_is_read_and_written_back_as_the_hub_has_it(tmp_path, name):
     assert read(tmp_path, config_json(model, torch.bfloat16, GENERATION_IDS)) == model
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("2B", qwen3_vl_2b), ("4B", qwen3_vl_4b), ("8B", qwen3_vl_8b), ("32B", qwen3_vl_32b)]
-)
-def test_it_is_the_size_that_recipes_train(tmp_path, name, size):
-    assert read(tmp_path, hub_config(SIZES[name])) == size()
+@pytest.mark.parametrize("name", SIZES)
+def test_it_is_the_size_that_recipes_train(tmp_path, name):
+    trained = getattr(sizes, f"qwen3_vl_{name.lower().replace('-', '_')}")
+    assert read(tmp_path, hub_config(SIZES[name])) == trained()
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -12,8 +12,8 @@ def described(name: str, *overrides: str) -> str:
 def test_a_cluster_run_in_twenty_lines():
     text = described("pretrain_8b")
     for part in (
-        "world 64 = tensor 4 x data 16; sequence parallel",
-        "512 rows x 8,192 = at most 4,194,304 tokens; rows / data 16 = 32 microbatches",
+        "world 64 = tensor 2 x data 32; sequence parallel",
+        "512 rows x 8,192 = at most 4,194,304 tokens; rows / data 32 = 16 microbatches",
         "20,000 steps x 4,194,304 = at most 83.89 B tokens",
         "6,946,075,648 = 36 x 192,946,432 + 4,096",
         "622,329,856 = 151,936 x 4,096",
@@ -26,7 +26,14 @@ def test_a_cluster_run_in_twenty_lines():
 
 
 def test_every_axis_in_one_line_and_what_stages_and_experts_hold():
-    axes = ("tensor=2", "pipeline=4", "context=2", "virtual_pipeline=2", "first_stage_layers=8")
+    axes = (
+        "tensor=2",
+        "pipeline=4",
+        "context=2",
+        "virtual_pipeline=2",
+        "first_stage_layers=8",
+        "last_stage_layers=none",
+    )
     text = described("pretrain_32b", *(f"parallel.{axis}" for axis in axes), "model.num_layers=62")
     assert "world 256 = tensor 2 x pipeline 4 x context 2 x data 16; virtual_pipeline 2; sequence parallel" in text
     assert "8 + 3 x 18 = 62 layers, each stage in 2 chunks; tower and embedding on the first" in text

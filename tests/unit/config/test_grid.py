@@ -19,6 +19,8 @@ from megatron_medx.recipes.sizes import qwen3_vl_8b
 
 PLAIN = {"tensor": 1, "world_size": 1}
 
+FP8 = ("precision.dtype=bf16", "precision.fp8=tensorwise")
+
 
 def run(*overrides: str, recipe: str = "demo", **axes: int) -> RunConfig:
     """The demo with these axes: 4 layers, 2 DeepStack levels, 2 rows of 512 tokens, samples aligned to 4."""
@@ -110,6 +112,19 @@ ONE_PROBLEM = {
     "ranks of experts": (
         run(recipe="demo_moe", world_size=4, pipeline=2, expert=4),
         r"parallel.expert 4, 2 ranks of a stage \(tensor 1 x context 1 x data 2\)(.|\n)*a divisor of 2",
+    ),
+    "rows in FP8": (
+        run(*FP8, "data.seq_len_tokens=528", world_size=2, tensor=2),
+        r"seq_len_tokens 528, precision.fp8 tensorwise, parallel.tensor 2 x parallel.context 1\n(.|\n)*"
+        r"a multiple of 32 = 16 x 2 x 1(.|\n)*set data.seq_len_tokens=512 or 544, or",
+    ),
+    "widths in FP8": (
+        run(*FP8, "model.ffn_hidden_size=496", world_size=2, tensor=2),
+        "ffn_hidden_size 496 / parallel.tensor 2 = 248, precision.fp8 tensorwise\n(.|\n)*a multiple of 16 on each",
+    ),
+    "layers in bf16 beside FP8": (
+        run(*FP8, "precision.bf16_first_layers=3", world_size=2, pipeline=2),
+        "bf16_first_layers 3, model.num_layers 4, parallel.pipeline 2\n(.|\n)*at most 2 = 4 / 2",
     ),
 }
 """Rule -> a grid that breaks it alone, and what the message says."""

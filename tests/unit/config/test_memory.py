@@ -1,16 +1,21 @@
-"""Estimates of memory: numbers worked out by hand, and what is in flight held against Megatron's own schedules."""
+"""Estimates of memory: numbers worked out by hand, and what is in flight held against Megatron's own schedules.
+
+Activations in fp32 are those of plain torch, which test_memory_counts.py holds against real tensors; here it is about
+what becomes of them on a grid.
+"""
 
 import dataclasses
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from megatron_medx.config.activations import row_load
 from megatron_medx.config.memory import (
-    _in_flight,
-    _stage_activations,
-    _stage_parameters,
-    _worst_patches,
     checkpoint_bytes,
+    in_flight,
+    stage_memory,
+    stage_parameters,
     worst_rank,
 )
 from megatron_medx.config.model import ModelConfig, VisionConfig
@@ -51,8 +56,31 @@ def grid(world_size: int, **axes: int) -> list[str]:
 
 ATTENTION = 8 * 2 * 16 + 8 * 2 * 8  # query and output 8 x 16, key and value 8 x 8
 NORMS = 2 * 8 + 2 * 4
-LAYER = 4 * 8 + 3 * 16 + 4 * 8 + 3 * 16  # hidden, query, key and value, MLP widths
-TOWER_LAYER = 10 * 8 + 2 * 16
+HEADS = 4 * 4  # rotary sines and cosines of query and key
+KEPT_ATTENTION = 3 * 8 + 8 * 16 + 3 * 8 + (1 + 2 * 4 + 2)  # hidden, query and key widths, statistics
+LAYER = KEPT_ATTENTION + HEADS + 3 * 8 + 5 * 16 + 1
+FINAL_NORM = 3 * 8 + 1
+IDS, IMAGE_TOKEN = 2, 8 + 4  # an int64; features, two int64 indices
+STEM, MERGER = 3 * 2 * 4 * 4 + 12, (4 * 32 + 2 * 4) // 4  # for each patch
+TOWER_LAYER = 11 * 8 + 2 * 16 + 4 * 4 + 4 + 2
+TOWER = STEM + 3 * TOWER_LAYER + MERGER
+
+
+def activations(config: RunConfig, stage: int = 0) -> tuple[int, int]:
+    kinds = stage_memory(config, stage)
+    return kinds["vision activations"], kinds["decoder activations"]
+
+
+def test_kinds_and_the_worst_stage():
+    config = run(*grid(4, pipeline=4, first_stage_layers=5))
+    stages = [stage_memory(config, stage) for stage in range(4)]
+    kinds = ["weights", "gradients", "optimizer", "vision activations", "decoder activations", "logits"]
+    assert all(list(stage) == [*kinds, "communication"] for stage in stages)
+    assert worst_rank(config) == stages[0]
+    last = run(*grid(4, pipeline=4, last_stage_layers=5), "training.freeze=vision,merger", "model.vocab_size=4096")
+    assert worst_rank(last) == stage_memory(last, 3)
+    assert [bool(stage["vision activations"]) for stage in stages] == [True, False, False, False]
+    assert [bool(stage["logits"]) for stage in stages] == [False, False, False, True]
 
 
 def test_experts_are_dealt_and_their_states_sharded_over_the_rest_of_a_stage():
@@ -60,7 +88,7 @@ def test_experts_are_dealt_and_their_states_sharded_over_the_rest_of_a_stage():
     config = run(*grid(4, tensor=2, expert=4), "training.freeze=vision,merger", model=MOE)
     experts = 8 * 2 * 3 * 8 * 10
     dense = 8 * (ATTENTION // 2 + 8 * 8 + NORMS) + 8 + 2 * 32 * 8 // 2  # router whole; final norm; embedding and output
-    held = _stage_parameters(config, 0)
+    held = stage_parameters(config, 0)
     assert (held["experts"], held["decoder"] + held["embeddings"] + held["output"]) == (experts, dense)
     memory = worst_rank(config)
     assert memory["gradients"] == 4 * (experts + dense)
@@ -72,8 +100,8 @@ def test_experts_are_dealt_and_their_states_sharded_over_the_rest_of_a_stage():
 def test_ranks_of_a_stage_hold_all_experts_between_them():
     counts = parameter_counts(MOE)
     config = run(*grid(8, pipeline=2, expert=4), model=MOE)
-    experts = sum(4 * _stage_parameters(config, stage)["experts"] for stage in (0, 1))
-    decoder = sum(_stage_parameters(config, stage)["decoder"] for stage in (0, 1))
+    experts = sum(4 * stage_parameters(config, stage)["experts"] for stage in (0, 1))
+    decoder = sum(stage_parameters(config, stage)["decoder"] for stage in (0, 1))
     assert experts + decoder == counts["decoder"]
     assert checkpoint_bytes(config) == (4 + 12) * sum(counts.values())
 
@@ -82,32 +110,61 @@ def test_context_ranks_share_states_and_tokens_but_not_weights():
     one, four = worst_rank(run()), worst_rank(run(*grid(4, context=4)))
     assert (four["weights"], four["gradients"]) == (one["weights"], one["gradients"])
     assert four["optimizer"] == one["optimizer"] // 4
-    assert one["activations"] == 4 * (64 * (8 * LAYER + 32) + 256 * 3 * TOWER_LAYER)
-    assert four["activations"] == int(4 * (16 * (8 * LAYER + 32) + 70.4 * 3 * TOWER_LAYER))  # 70.4 = 1.1 x 256 / 4
+    decoder = 8 * LAYER + FINAL_NORM + IDS + IMAGE_TOKEN
+    assert (one["vision activations"], one["decoder activations"]) == (4 * 256 * TOWER, 4 * 64 * decoder)
+    assert four["vision activations"] == int(4 * 70.4 * TOWER)  # 1.1 x 256 / 4
+    assert four["decoder activations"] == one["decoder activations"] // 4
+    assert one["communication"] == 0
+    assert four["communication"] == 4 * (64 * 2 * 8 + int(4 * 70.4 / 4 * 8))  # keys and values, image features
+
+
+def test_tensor_ranks_share_all_but_rotary_angles():
+    one, two = worst_rank(run()), worst_rank(run(*grid(2, tensor=2)))
+    not_shared = 4 * 64 * (8 * HEADS + IDS)
+    assert 2 * two["decoder activations"] == one["decoder activations"] + not_shared
+    assert two["communication"] == 4 * (3 * 64 * 8 + int(2 * 140.8 / 4 * 8))  # 140.8 = 1.1 x 256 / 2
 
 
 def test_experts_keep_what_they_are_sent():
     frozen = "training.freeze=vision,merger"
-    layer = 4 * 8 + 3 * 16 + 4 * 8 + 2 * (2 * 8 + 3 * 10) + 2 * 8
-    assert _stage_activations(run(frozen, model=MOE), 0) == 4 * 64 * (8 * layer + 32)
+    experts = 3 * 8 + 1 + 2 * (8 + 6 * 10) + 6 * 2 + 2 * 8
+    balance = 2 * 2 + 8
+    layer = KEPT_ATTENTION + HEADS + experts
+    rest = FINAL_NORM + IDS
+    assert activations(run(frozen, model=MOE)) == (0, 4 * 64 * (8 * (layer + balance) + rest))
+    assert activations(run(frozen, "model.router_aux_loss_coef=0", model=MOE)) == (0, 4 * 64 * (8 * layer + rest))
+    shared = stage_memory(run(frozen, *grid(2, expert=2), model=MOE), 0)
+    assert shared["communication"] == 4 * 2 * 2 * 64 * 8  # sent and received, two experts a token
 
 
 def test_full_recomputation_keeps_inputs_and_one_layer_for_decoder_and_tower_apart():
-    decoder, tower = 64 * 8 * LAYER, 256 * 3 * TOWER_LAYER
-    logits = 64 * 32
-    full_decoder, full_tower = 64 * (8 * 8 + LAYER), 256 * (3 * 8 + TOWER_LAYER)
-    assert _stage_activations(run("training.recompute=full"), 0) == 4 * (full_decoder + tower + logits)
-    assert _stage_activations(run("training.recompute_vision=full"), 0) == 4 * (decoder + full_tower + logits)
-    assert _stage_activations(run("training.recompute_vision=selective"), 0) == _stage_activations(run(), 0)
+    vision, decoder = activations(run())
+    rest = FINAL_NORM + IDS + IMAGE_TOKEN
+    full = (vision, 4 * 64 * (8 * 8 + 4 + LAYER + rest))  # 4: rotary angles
+    assert activations(run("training.recompute=full")) == full
+    tower = 4 * 256 * (STEM + 3 * 8 + 4 + TOWER_LAYER + MERGER)
+    assert activations(run("training.recompute_vision=full")) == (tower, decoder)
+
+
+def test_deepstack_levels_are_there_for_one_row_or_kept_for_all():
+    """Two levels on the first of two stages, two rows in flight."""
+    config = ("model.vision.deepstack_layers=0,1", *grid(2, pipeline=2))
+    per_token = 4 * LAYER + IDS + 3 * 8 + 4
+    assert activations(run(*config))[1] == 4 * 64 * (2 * per_token + 2 * 8)
+    recomputed = 4 * 8 + 4 + IDS + 3 * 8 + 4 + 2 * 8
+    assert activations(run(*config, "training.recompute=full"))[1] == 4 * 64 * (2 * recomputed + LAYER)
 
 
 def test_stages_keep_their_own_layers_for_the_rows_in_flight():
     """Pipeline 4 with 5 + 1 + 1 + 1 layers: 4 rows in flight on the first stage, 1 on the last."""
     config = run(*grid(4, pipeline=4, first_stage_layers=5))
-    assert _stage_activations(config, 0) == 4 * 4 * (64 * 5 * LAYER + 256 * 3 * TOWER_LAYER)
-    assert _stage_activations(config, 1) == 4 * 3 * 64 * LAYER
-    assert _stage_activations(config, 3) == 4 * 64 * (LAYER + 32)
-    assert [_stage_parameters(config, stage)["decoder"] for stage in range(4)] == [
+    assert activations(config, 0) == (4 * 4 * 256 * TOWER, 4 * 4 * 64 * (5 * LAYER + IDS + IMAGE_TOKEN))
+    assert activations(config, 1) == (0, 4 * 3 * 64 * LAYER)
+    assert activations(config, 3) == (0, 4 * 64 * (LAYER + FINAL_NORM))
+    assert [stage_memory(config, stage)["communication"] for stage in range(4)] == [
+        4 * 2 * n * 64 * 8 for n in (1, 2, 2, 1)
+    ]
+    assert [stage_parameters(config, stage)["decoder"] for stage in range(4)] == [
         5 * (ATTENTION + 3 * 8 * 16 + NORMS),
         *[ATTENTION + 3 * 8 * 16 + NORMS] * 2,
         ATTENTION + 3 * 8 * 16 + NORMS + 8,
@@ -117,8 +174,80 @@ def test_stages_keep_their_own_layers_for_the_rows_in_flight():
 def test_virtual_stages_keep_more_chunks_and_more_towers():
     """Pipeline 2 of 2 chunks: (2 (2 - 1) + 2 + 1) = 5 chunks of 2 layers and 4 rows' towers on the first stage."""
     config = run(*grid(2, pipeline=2, virtual_pipeline=2))
-    assert _stage_activations(config, 0) == 4 * (5 * 64 * 2 * LAYER + 4 * 256 * 3 * TOWER_LAYER)
-    assert _stage_activations(config, 1) == 4 * 64 * (3 * 2 * LAYER + 32)
+    assert activations(config, 0) == (4 * 4 * 256 * TOWER, 4 * 64 * (5 * 2 * LAYER + 4 * (IDS + IMAGE_TOKEN)))
+    assert activations(config, 1) == (0, 4 * 64 * (3 * 2 * LAYER + FINAL_NORM))
+
+
+def test_logits_at_the_loss_or_beside_the_gradient_of_their_weight():
+    """64 tokens, vocabulary 32, hidden 8."""
+    assert worst_rank(run())["logits"] == 4 * (64 + 8) * 32
+    assert worst_rank(run("training.freeze=language"))["logits"] == 4 * 64 * 32
+    bf16 = ("precision.dtype=bf16", "data.sample_align_tokens=32")
+    assert worst_rank(run(*bf16))["logits"] == 6 * 64 * 32
+    assert worst_rank(run(*bf16, *grid(16, context=16)))["logits"] == 6 * 4 * 32
+    wide = ("model.hidden_size=16", *bf16, *grid(16, context=16))
+    assert worst_rank(run(*wide))["logits"] == 2 * (4 + 16) * 32
+
+
+def test_layers_of_transformer_engine():
+    """bf16: 2 bytes a value, 4 a statistic."""
+    attention = 2 * (2 * 8 + 3 * 16 + 3 * 8 + HEADS) + 4 * (1 + 2 * 4 + 2)
+    layer = attention + 2 * (2 * 8 + 3 * 16) + 4
+    rest = 2 * 2 * 8 + 4 + 4 * IDS + 2 * 8 + 16
+    tower = 2 * (8 * 8 + 2 * 16 + 4 * 4) + 4 * (4 + 2)
+    stem, merger = 2 * 96 + 4 * 12, 2 * 32 + 8
+    config = run("precision.dtype=bf16")
+    assert activations(config) == (256 * (stem + 3 * tower + merger), 64 * (8 * layer + rest))
+    selective = run("precision.dtype=bf16", "training.recompute=selective")
+    assert activations(selective)[1] == 64 * (8 * (layer + 2 * (16 + 8) - 4 * 4) + rest)
+    experts = 2 * (2 * 8 + 2 * (8 + 3 * 10)) + 4 * (1 + 5 * 2 + 2 * 8) + 4 * (2 * 2 + 8)
+    assert activations(run("precision.dtype=bf16", model=MOE))[1] == 64 * (8 * (attention + experts) + rest)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "byte", "copy"), [("delayed", 1, 16), ("tensorwise", 1, 0), ("blockwise", 1.03125, 0)]
+)
+def test_fp8_keeps_narrower_inputs_and_copies_of_weights(recipe, byte, copy):
+    """Layers 1 to 5 of 8 in FP8: their two normalized inputs and the MLP's second input shrink from 2 bytes a value."""
+    bf16 = run("precision.dtype=bf16")
+    fp8 = (
+        "precision.dtype=bf16",
+        f"precision.fp8={recipe}",
+        "precision.bf16_first_layers=1",
+        "precision.bf16_last_layers=2",
+    )
+    saved = int(64 * 5 * ((2 - byte) * (2 * 8 + 16) - copy))
+    before, after = stage_memory(bf16, 0), stage_memory(run(*fp8), 0)
+    assert before["decoder activations"] - after["decoder activations"] == saved
+    copies = 2 * 5 * (ATTENTION + 3 * 8 * 16)
+    assert after["weights"] - before["weights"] == pytest.approx(copies, rel=0.001)
+    tower = stage_memory(run(*fp8, "precision.fp8_vision=true"), 0)
+    assert tower["weights"] - after["weights"] == pytest.approx(2 * 3 * 8 * (4 * 8 + 2 * 16), rel=0.001)
+    assert tower["vision activations"] < after["vision activations"]
+
+
+def test_layers_in_fp8_are_counted_on_the_stage_and_chunk_that_has_them():
+    """Pipeline 2 of 2 chunks of 2 layers: stage 0 has layers 0 1 4 5, stage 1 has 2 3 6 7; FP8 from 1 to 4."""
+    config = run(
+        "precision.dtype=bf16",
+        "precision.fp8=tensorwise",
+        "precision.bf16_first_layers=1",
+        "precision.bf16_last_layers=3",
+        *grid(2, pipeline=2, virtual_pipeline=2),
+    )
+    plain = run("precision.dtype=bf16", *grid(2, pipeline=2, virtual_pipeline=2))
+    copies = [stage_memory(config, stage)["weights"] - stage_memory(plain, stage)["weights"] for stage in (0, 1)]
+    assert copies == [2 * 2 * (ATTENTION + 3 * 8 * 16)] * 2
+
+
+def test_a_search_may_ask_often():
+    config = run("model.num_layers=64", "precision.dtype=bf16", *grid(16, pipeline=16))
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        worst_rank(config)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 2e-3
 
 
 @pytest.mark.parametrize("rows", [4, 8, 12, 20])
@@ -143,13 +272,25 @@ def test_what_is_in_flight_is_what_megatrons_schedule_keeps(stages, virtual, row
             chunks.append(chunks[-1] + change)
             firsts.append(firsts[-1] + change * (chunk == 0))
         assert chunks[-1] == firsts[-1] == 0
-        assert _in_flight(config, stage)[0] == max(chunks)
+        assert in_flight(config, stage)[0] == max(chunks)
         if stage == 0:
-            assert _in_flight(config, stage)[1] == max(firsts)
+            assert in_flight(config, stage)[1] == max(firsts)
 
 
 def test_images_are_dealt_but_the_largest_stays_whole():
-    assert _worst_patches(run()) == 256
-    assert _worst_patches(run(*grid(2, tensor=2))) == pytest.approx(1.1 * 128)
-    assert _worst_patches(run(*grid(8, tensor=2, context=4))) == 64  # 1.1 x 32 patches, but one image has 1024 / 16
-    assert _worst_patches(run(*grid(8, tensor=2, context=4), "data.max_pixels=1000000")) == 256
+    def worst(*overrides: str, patches: int | None = None) -> float:
+        return row_load(run(*overrides), patches).patches
+
+    assert worst() == 256
+    assert worst(*grid(2, tensor=2)) == pytest.approx(1.1 * 128)
+    assert worst(*grid(8, tensor=2, context=4)) == 64  # 1.1 x 32 patches, but one image has 1024 / 16
+    assert worst(*grid(8, tensor=2, context=4), "data.max_pixels=1000000") == 256
+    assert worst("data.max_row_patches=100") == 100
+    assert worst(*grid(2, tensor=2), patches=160) == pytest.approx(88)
+
+
+def test_fewer_images_take_less():
+    full, few = stage_memory(run(), 0), stage_memory(run(), 0, row_patches=64)
+    assert few["vision activations"] == full["vision activations"] // 4
+    assert full["decoder activations"] - few["decoder activations"] == 4 * (64 - 16) * IMAGE_TOKEN
+    assert worst_rank(run(), 64) == few

@@ -303,3 +303,27 @@ def test_every_state_is_explained_and_met_in_this_folder(request):
     assert all(STATES.values())
     tests = "".join(path.read_text() for path in request.path.parent.glob("test_*.py"))
     assert not [name for name in STATES if f'"{name}' not in tests]
+
+
+GATE = {"gap": 0.012, "max_gap": 0.005, "steps": 200}
+
+
+def test_a_run_that_its_precision_gate_refused_is_stopped(run):
+    run.event("job_started", 1, **JOB)
+    run.event("precision_gate", 50, passed=False, **GATE)
+    assert run.state(60) == "stopped" and "precision_gate.png" in run.row("state", 60)
+    assert "NOT passed: gap 1.200% after 200 steps, at most 0.500%" in run.row("gate", 60)
+
+
+def test_a_run_behind_its_precision_gate_starts(run):
+    run.event("precision_gate", 50, passed=True, **GATE)
+    assert run.state(60) == "starting" and "gate is passed" in run.row("state", 60)
+    run.event("launched", 61, ranks=2, hosts=["node1"], resumed_from=None)
+    assert run.state(70) == "starting"
+
+
+def test_trials_of_a_precision_gate_are_a_sign_of_life(run):
+    run.event("preflight_passed", 1, hosts=["node1"], took_s=1.0)
+    run.write("precision_gate/bf16/metrics.jsonl", "", 2000)
+    assert run.state(2100) == "starting"
+    assert run.state(2000 + 901) == "stale"

@@ -11,9 +11,10 @@ from megatron_medx.run_folder import events
 from megatron_medx.run_folder.events import AGAIN, INTERRUPTED
 from megatron_medx.training import launch as launching
 from megatron_medx.training.interruption import FAILURE_MARK, SIGNALS
-from megatron_medx.training.launch import GAVE_UP, PREPARED_FILE, REFUSED_FILE, launch
+from megatron_medx.training.launch import GAVE_UP, launch
 from megatron_medx.training.local_ranks import Ending
 from megatron_medx.training.prepare_run import holds_checkpoint, prepare_folder
+from megatron_medx.training.slurm_task import PREPARED_FILE, REFUSED_FILE
 from megatron_medx.training.watchdog import HANG_MARK
 
 

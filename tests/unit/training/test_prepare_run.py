@@ -11,9 +11,10 @@ from megatron_medx.config.checkpoint_folders import TRACKER_FILE
 from megatron_medx.config.files import read_run_yaml, write_run_yaml
 from megatron_medx.errors import CheckpointError, ConfigError, ParallelismError
 from megatron_medx.run_folder.names import LOGS
-from megatron_medx.training.launch import PREPARED_FILE, launch, wait_until_prepared
+from megatron_medx.training.launch import launch
 from megatron_medx.training.local_ranks import free_port
 from megatron_medx.training.prepare_run import prepare_folder
+from megatron_medx.training.slurm_task import PREPARED_FILE, wait_until_told
 
 
 def prepare(config, resume=False):
@@ -171,7 +172,7 @@ def test_other_slurm_tasks_wait_for_the_first_and_take_what_it_wrote(tiny_run, m
 
 def test_a_slurm_task_does_not_wait_forever(tmp_path):
     with pytest.raises(CheckpointError, match=r"logs/prepared has not appeared for 0\.1 s"):
-        wait_until_prepared(tmp_path, "7.0.0", patience_s=0.1)
+        wait_until_told([tmp_path / LOGS / PREPARED_FILE], "7.0.0", patience_s=0.1)
 
 
 def test_a_slurm_task_needs_a_meeting_place(tiny_run, first_task):
