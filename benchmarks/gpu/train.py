@@ -1,0 +1,213 @@
+"""One measured run: the rank that `medx train` starts, with named changes, ended after some steps.
+
+    python -m benchmarks.gpu.train RUN_YAML OUT_JSON --steps N [--change NAME ...] [--profile]
+
+Prepares the run folder that RUN_YAML names and trains in this process through `training/worker.py`, as `medx train`
+does in a process of its own. After step N it writes OUT_JSON (peak memory, seconds of the profiled step) and leaves
+without a checkpoint. `--profile` traces step N into `<run folder>/trace.json.gz`, with a mark around each part.
+
+A change replaces a name of Megatron or of ours before anything is built; each is a switch that a run has no key for.
+"""
+
+import argparse
+import copy
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from megatron_medx.config.files import read_run_yaml
+from megatron_medx.training import worker
+from megatron_medx.training.local_ranks import free_port, rank_environment
+from megatron_medx.training.prepare_run import prepare_folder
+
+TRACE_FILE = "trace.json.gz"
+
+MARK = "part:"
+"""Marks of the profile begin with it; the parts are the names in PARTS."""
+
+PARTS = ("tower", "mergers", "embedding", "decoder", "output layer", "loss", "optimizer")
+
+
+def torch_layers() -> None:
+    """Plain torch in place of Transformer Engine's layers: attention by SDPA, one segment at a time."""
+    from megatron_medx.models import specs
+
+    specs.transformer_engine_usable = lambda: False
+
+
+def rope_of_the_row() -> None:
+    """Rotary over the row at once by Megatron's plain code; its packed code asks the GPU for each segment's border.
+
+    Angles are per token here, so the segments make no difference to them; context parallelism would.
+    """
+    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
+
+    _replace_rotary(lambda t_S1ND, angles: _apply_rotary_pos_emb_bshd(t_S1ND, angles))
+
+
+def fused_rope_of_the_row() -> None:
+    """The same by Transformer Engine's fused kernel."""
+    from megatron.core.extensions.transformer_engine import fused_apply_rotary_pos_emb
+
+    _replace_rotary(lambda t_S1ND, angles: fused_apply_rotary_pos_emb(t_S1ND, angles, interleaved=False))
+
+
+def _replace_rotary(rotate: Callable) -> None:
+    from megatron.core.transformer import attention
+
+    def whole_row(t_SND, freqs, *args, **kwargs):
+        return rotate(t_SND.unsqueeze(1), freqs).squeeze(1)
+
+    attention.apply_rotary_pos_emb = whole_row
+
+
+def gradient_accumulation_fusion() -> None:
+    """Transformer Engine adds weight gradients to the fp32 buffer within the product; the output layer, Megatron's own
+    linear, would need Apex for it and stays as it is."""
+    from megatron_medx.models import qwen3_vl
+
+    init, linear = qwen3_vl.Qwen3VLModel.__init__, qwen3_vl.ColumnParallelLinear
+
+    @functools.wraps(init)
+    def fused(self, model, config, *args, **kwargs):
+        config.gradient_accumulation_fusion = True
+        init(self, model, config, *args, **kwargs)
+
+    def unfused(*args, config, **kwargs):
+        plain = copy.copy(config)
+        plain.gradient_accumulation_fusion = False
+        return linear(*args, config=plain, **kwargs)
+
+    qwen3_vl.Qwen3VLModel.__init__, qwen3_vl.ColumnParallelLinear = fused, unfused
+
+
+CHANGES = {
+    change.__name__: change
+    for change in (torch_layers, rope_of_the_row, fused_rope_of_the_row, gradient_accumulation_fusion)
+}
+
+
+def mark_parts() -> None:
+    """Let the profiler see where each part of the network and the optimizer begins and ends."""
+    from megatron.core.optimizer.optimizer import ChainedOptimizer, MixedPrecisionOptimizer
+
+    from megatron_medx.models import qwen3_vl
+
+    init = qwen3_vl.Qwen3VLModel.__init__
+
+    @functools.wraps(init)
+    def marked(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        for part, name in (
+            ("tower", "vision"), ("mergers", "merger"), ("embedding", "embedding"), ("decoder", "decoder"),
+            ("output layer", "output_layer"),
+        ):  # fmt: skip
+            module = getattr(self, name)
+            module.forward = _within(part, module.forward)
+        self.compute_language_model_loss = _within("loss", self.compute_language_model_loss)
+
+    qwen3_vl.Qwen3VLModel.__init__ = marked
+    for optimizer in (ChainedOptimizer, MixedPrecisionOptimizer):
+        optimizer.step = _within("optimizer", optimizer.step)
+
+
+def _within(part: str, function: Callable) -> Callable:
+    from torch.profiler import record_function
+
+    @functools.wraps(function)
+    def marked(*args, **kwargs):
+        with record_function(MARK + part):
+            return function(*args, **kwargs)
+
+    return marked
+
+
+def end_after(num_steps: int, out: Path, folder: Path, profile: bool) -> None:
+    """Leave this process once so many steps are in `metrics.jsonl`; the last of them is profiled if asked for."""
+    from megatron_medx.training.monitor import StepMonitor
+
+    record, trace = StepMonitor.step, _Trace(folder / TRACE_FILE) if profile else None
+
+    def counted(self, step, *args, **kwargs):
+        record(self, step, *args, **kwargs)
+        if trace and step == num_steps - 1:
+            trace.start()
+        if step < num_steps:
+            return
+        facts = trace.stop() if trace else {}
+        out.write_text(json.dumps(facts | _memory()))
+        self.close()  # ends the processes that read ahead
+        os._exit(0)
+
+    StepMonitor.step = counted
+
+
+class _Trace:
+    """torch's profiler over one step; what it costs is in the step."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def start(self) -> None:
+        import torch
+
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=activities)
+        self._profiler.start()
+        self._began_s = time.perf_counter()
+
+    def stop(self) -> dict[str, float]:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took_s = time.perf_counter() - self._began_s
+        self._profiler.stop()
+        self._profiler.export_chrome_trace(str(self._path))
+        return {"profiled_step_s": took_s}
+
+
+def _memory() -> dict[str, int]:
+    """Peak bytes that tensors have held, and that the allocator has taken; empty without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"peak_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train; the exit code is the worker's where the run ends by itself, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.train", description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--change", action="append", choices=tuple(CHANGES), default=[])
+    parser.add_argument("--profile", action="store_true")
+    chosen = parser.parse_args(arguments)
+
+    config = read_run_yaml(chosen.config)
+    folder = prepare_folder(config, resume=False, command=sys.argv)
+    os.environ.update(rank_environment(0, 0, 1, "127.0.0.1", free_port()))
+    set_up = worker.set_up_backend
+
+    def set_up_and_change(*args) -> None:
+        set_up(*args)  # before it nothing may import Megatron: where there is no GPU it changes what is imported
+        for name in chosen.change:
+            CHANGES[name]()
+        if chosen.profile:
+            mark_parts()
+        end_after(chosen.steps, chosen.out, folder, chosen.profile)
+
+    worker.set_up_backend = set_up_and_change
+    return worker.run_rank(config, folder, resume=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
