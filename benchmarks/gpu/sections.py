@@ -40,8 +40,7 @@ SWITCHES = {
     "unfused attention": ("fused attention off: the engine's plain one", ("megatron.attention_backend=unfused",), ()),
     "fused loss": ("fused cross entropy (Megatron, native)", ("megatron.cross_entropy_loss_fusion=true",), ()),
     "accumulation": ("gradient accumulation within the products", (), ("gradient_accumulation_fusion",)),
-    "rope of the row": ("rotary over the row at once, plain", (), ("rope_of_the_row",)),
-    "fused rope": ("rotary over the row at once, fused", (), ("fused_rope_of_the_row",)),
+    "fused rope": ("rotary by Transformer Engine's kernel", (), ("fused_rope",)),
 }  # fmt: skip
 """Switch -> its words in the table, overrides of the run, changes of train.py."""
 
@@ -198,7 +197,7 @@ def run_switches(bench: Bench) -> None:
     known = bench.results.get("speed", {}).get(size, {})
     if "tokens_per_s" in known:
         section.setdefault("as shipped", dict(known))
-    chosen = ("as shipped", "rope of the row") if bench.tiny else SWITCHES
+    chosen = ("as shipped",) if bench.tiny else SWITCHES
     for name in chosen:
         _, words, changes = SWITCHES[name]
         make = partial(measured, bench, size=size, name=f"switch {name}", words=words, changes=changes)

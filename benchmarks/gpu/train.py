@@ -39,30 +39,17 @@ def torch_layers() -> None:
     specs.transformer_engine_usable = lambda: False
 
 
-def rope_of_the_row() -> None:
-    """Rotary over the row at once by Megatron's plain code; its packed code asks the GPU for each segment's border.
-
-    Angles are per token here, so the segments make no difference to them; context parallelism would.
-    """
-    from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
-
-    _replace_rotary(lambda t_S1ND, angles: _apply_rotary_pos_emb_bshd(t_S1ND, angles))
-
-
-def fused_rope_of_the_row() -> None:
-    """The same by Transformer Engine's fused kernel."""
+def fused_rope() -> None:
+    """Rotary of the row by Transformer Engine's kernel, which takes angles, in the place of ours in plain torch."""
     from megatron.core.extensions.transformer_engine import fused_apply_rotary_pos_emb
 
-    _replace_rotary(lambda t_S1ND, angles: fused_apply_rotary_pos_emb(t_S1ND, angles, interleaved=False))
+    from megatron_medx.models import qwen3_vl, row_rotary, vision
 
+    def rotate(t_LND, angles_L11D, *args, **kwargs):
+        return fused_apply_rotary_pos_emb(t_LND.unsqueeze(1), angles_L11D, interleaved=False).squeeze(1)
 
-def _replace_rotary(rotate: Callable) -> None:
-    from megatron.core.transformer import attention
-
-    def whole_row(t_SND, freqs, *args, **kwargs):
-        return rotate(t_SND.unsqueeze(1), freqs).squeeze(1)
-
-    attention.apply_rotary_pos_emb = whole_row
+    row_rotary.rotate_row = rotate
+    qwen3_vl.cosines_and_sines = vision.cosines_and_sines = lambda angles_L11D, dtype: angles_L11D
 
 
 def gradient_accumulation_fusion() -> None:
@@ -85,10 +72,7 @@ def gradient_accumulation_fusion() -> None:
     qwen3_vl.Qwen3VLModel.__init__, qwen3_vl.ColumnParallelLinear = fused, unfused
 
 
-CHANGES = {
-    change.__name__: change
-    for change in (torch_layers, rope_of_the_row, fused_rope_of_the_row, gradient_accumulation_fusion)
-}
+CHANGES = {change.__name__: change for change in (torch_layers, fused_rope, gradient_accumulation_fusion)}
 
 
 def mark_parts() -> None:

@@ -3,7 +3,6 @@
 Widths, by name (`activations.decoder_widths`, `activations.tower_widths`):
 
     hidden, query, key, mlp     width of the stream, of all query heads, of all key/value heads, of the MLP
-    head                        of one head; rotary sines and cosines are of a head, and tensor ranks do not share them
     routed_hidden, routed_mlp   hidden and expert width, times the experts that a token is sent to
     heads, kv_heads, experts, chosen, one       so many single numbers
 
@@ -57,7 +56,7 @@ IMAGE_TOKEN = Kept(values={"features": 1}, words={"one": 4})
 TABLES: dict[str, dict[str, Kept]] = {
     "torch": {
         "attention": Kept(
-            values={"hidden": 1, "query": 6, "key": 2, "head": 4},
+            values={"hidden": 1, "query": 6, "key": 2},
             inputs={"hidden": 2, "query": 2, "key": 1},
             words={"one": 1, "heads": 2, "kv_heads": 1},
         ),
@@ -70,7 +69,7 @@ TABLES: dict[str, dict[str, Kept]] = {
         ),
         "final_norm": Kept(values={"hidden": 1}, inputs={"hidden": 2}, words={"one": 1}),
         "tower": Kept(
-            values={"hidden": 8, "mlp": 1, "head": 4},
+            values={"hidden": 8, "mlp": 1},
             inputs={"hidden": 3, "mlp": 1},
             words={"one": 4, "heads": 1},
         ),
@@ -78,7 +77,7 @@ TABLES: dict[str, dict[str, Kept]] = {
     },
     "transformer_engine": {
         "attention": Kept(
-            values={"hidden": 1, "query": 3, "key": 3, "head": 4},
+            values={"hidden": 1, "query": 3, "key": 3},
             inputs={"hidden": 1},
             words={"one": 1, "heads": 2, "kv_heads": 1},
         ),
@@ -92,7 +91,7 @@ TABLES: dict[str, dict[str, Kept]] = {
         ),
         "final_norm": Kept(values={"hidden": 1}, inputs={"hidden": 1}, words={"one": 1}),
         "tower": Kept(
-            values={"hidden": 6, "mlp": 1, "head": 4},
+            values={"hidden": 6, "mlp": 1},
             inputs={"hidden": 2, "mlp": 1},
             words={"one": 4, "heads": 1},
         ),

@@ -75,8 +75,8 @@ def row_load(config: RunConfig, row_patches: int | None = None) -> RowLoad:
 def decoder_row(config: RunConfig, load: RowLoad, layers: int, fp8_layers: int = 0) -> RowBytes:
     """Return the bytes of one row in so many decoder layers, of which `fp8_layers` compute in FP8.
 
-    Recomputed in full, a layer keeps its input, each model chunk the row's rotary angles, and one layer at work keeps
-    all.
+    Each model chunk keeps the rotary cosines and sines of a rank's tokens, which its layers and tensor ranks do not
+    share out. Recomputed in full, a layer keeps its input, and one layer at work keeps all.
     """
     model, training = config.model, config.training
     precision = PRECISIONS[config.precision.dtype]
@@ -87,15 +87,16 @@ def decoder_row(config: RunConfig, load: RowLoad, layers: int, fp8_layers: int =
     if training.recompute == "selective":
         parts.append(table["selective"])
     trained, fp8 = "language" not in training.freeze, config.precision.fp8
+    parallel = config.parallel
+    turns = 2.0 * load.tokens * parallel.tensor * model.head_dim * precision.activation * parallel.virtual_pipeline
     plain = load.tokens * _bytes(parts, widths, precision.activation, trained)
     quantized = plain
     if fp8_layers:
         quantized = load.tokens * _bytes(parts, widths, precision.activation, trained, fp8, "query")
     if training.recompute == "full":
         inputs = layers * load.tokens * model.hidden_size * precision.activation
-        angles = WORD * load.row_tokens * model.head_dim * config.parallel.virtual_pipeline
-        return RowBytes(inputs + angles, max(plain, quantized))
-    return RowBytes((layers - fp8_layers) * plain + fp8_layers * quantized, 0.0)
+        return RowBytes(inputs + turns, max(plain, quantized))
+    return RowBytes((layers - fp8_layers) * plain + fp8_layers * quantized + turns, 0.0)
 
 
 def first_stage_row(config: RunConfig, load: RowLoad) -> RowBytes:
@@ -124,7 +125,8 @@ def last_stage_row(config: RunConfig, load: RowLoad) -> float:
 def vision_row(config: RunConfig, load: RowLoad) -> RowBytes:
     """Return the bytes of one row in tower and mergers: of the mergers alone where the tower is frozen, 0 if both are.
 
-    Recomputed in full, tower layers keep their inputs and the rotary angles, and one layer at work keeps all.
+    Rotary cosines and sines are kept once. Recomputed in full, tower layers keep their inputs, and one layer at work
+    keeps all.
     """
     vision, training = config.model.vision, config.training
     tower, mergers = "vision" not in training.freeze, "merger" not in training.freeze
@@ -142,9 +144,9 @@ def vision_row(config: RunConfig, load: RowLoad) -> RowBytes:
     parts = [table["tower"]] + ([table["selective_tower"]] if training.recompute_vision == "selective" else [])
     fp8 = config.precision.fp8 if config.precision.fp8_vision else "none"
     layer = _bytes(parts, widths, value, True, fp8, "hidden")
-    stem = _bytes([STEM], widths, value, True)
+    stem = _bytes([STEM], widths, value, True) + 2 * value * (vision.hidden_size // vision.num_heads)
     if training.recompute_vision == "full":
-        inputs = vision.num_layers * vision.hidden_size * value + WORD * widths["head"]
+        inputs = vision.num_layers * vision.hidden_size * value
         return RowBytes(load.patches * (stem + inputs) + tokens * merging, load.patches * layer)
     return RowBytes(load.patches * (stem + vision.num_layers * layer) + tokens * merging, 0.0)
 
@@ -153,7 +155,7 @@ def decoder_widths(config: RunConfig) -> dict[str, float]:
     """Return the widths of a decoder layer for each token that a rank holds between layers.
 
     Tensor ranks hold 1 / tensor of the tokens in full width there, or all of them in 1 / tensor of the width, which is
-    the same number; rotary sines and cosines they all hold in full for all tokens.
+    the same number.
     """
     model = config.model
     return {
@@ -163,7 +165,6 @@ def decoder_widths(config: RunConfig) -> dict[str, float]:
         "mlp": model.ffn_hidden_size,
         "routed_hidden": model.experts_per_token * model.hidden_size,
         "routed_mlp": model.experts_per_token * model.expert_ffn_hidden_size,
-        "head": model.head_dim * config.parallel.tensor,
         "heads": model.num_heads,
         "kv_heads": model.num_kv_heads,
         "experts": model.num_experts,
@@ -178,7 +179,6 @@ def tower_widths(config: RunConfig) -> dict[str, float]:
     return {
         "hidden": vision.hidden_size,
         "mlp": vision.ffn_hidden_size,
-        "head": vision.hidden_size // vision.num_heads,
         "heads": vision.num_heads,
         "pixels": vision.patch_dim,
         "merged": vision.merged_size,

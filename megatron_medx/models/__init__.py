@@ -11,6 +11,6 @@ Shape suffixes used throughout, in the order of the dimensions:
     N  attention heads on this rank        D  size of one head
     K  DeepStack levels
 
-Reading order: qwen3_vl.py, vision.py, merger.py, rotary.py, specs.py, layers.py, megatron_config.py,
+Reading order: qwen3_vl.py, vision.py, merger.py, rotary.py, row_rotary.py, specs.py, layers.py, megatron_config.py,
 auxiliary_loss.py, initial_weights.py.
 """

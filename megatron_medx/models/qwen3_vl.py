@@ -25,6 +25,7 @@ from megatron_medx.models.image_encoding import encode_images, mark_as_shared
 from megatron_medx.models.megatron_config import tower_config
 from megatron_medx.models.merger import Mergers
 from megatron_medx.models.rotary import mrope_angles
+from megatron_medx.models.row_rotary import cosines_and_sines
 from megatron_medx.models.specs import LayerSpecs
 from megatron_medx.models.vision import VisionTower, packed_segments
 from megatron_medx.parallel.context import tokens_of_rank
@@ -143,11 +144,13 @@ class Qwen3VLModel(LanguageModule):
             h_L1H = self.embedding(tokens_1S[:, held_L.to(device)], position_ids=None)
             h_L1H, levels_KL1H = self._write_images(h_L1H, held_L, features_GKH, place_M, vision_index_M)
             del features_GKH  # of the whole row: gigabytes for long ones, while the decoder needs what was written
+        held_positions_3L = positions_3S[:, held_L.to(device)]
+        angles_L11D = mrope_angles(held_positions_3L, sizes.head_dim, sizes.rope_theta, sizes.mrope_section)
         h_L1H = self.decoder(
             hidden_states=h_L1H,
             attention_mask=None,
             context=levels_KL1H,
-            rotary_pos_emb=mrope_angles(positions_3S, sizes.head_dim, sizes.rope_theta, sizes.mrope_section),
+            rotary_pos_emb=cosines_and_sines(angles_L11D, self.config.params_dtype),
             packed_seq_params=packed_segments(cu_seqlens.to(device), int(cu_seqlens.diff().max())),
         )
         if sizes.is_moe and row_weight is not None:

@@ -1,6 +1,6 @@
 """Rotary angles: interleaved M-RoPE of the decoder, 2-D rotary and interpolated positions of the tower.
 
-Pure functions of positions and grids. Megatron's attention takes the angles, not their sine and cosine.
+Pure functions of positions and grids; row_rotary.py turns queries and keys by them.
 """
 
 import torch

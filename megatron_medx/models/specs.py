@@ -22,6 +22,7 @@ from torch import Tensor
 
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.models.layers import LayerNorm, PackedAttention, RMSNorm
+from megatron_medx.models.row_rotary import use_row_rotary
 
 
 class TorchSpecProvider(LocalSpecProvider):
@@ -78,7 +79,7 @@ def transformer_engine_usable() -> bool:
 
 
 def layer_specs(model: ModelConfig, use_transformer_engine: bool) -> LayerSpecs:
-    """Specs of decoder and tower layers.
+    """Specs of decoder and tower layers, whose attention rotates whole rows (row_rotary.py).
 
     Args:
         model: decides whether the decoder's MLPs are mixtures of experts; the tower's never are.
@@ -90,6 +91,7 @@ def layer_specs(model: ModelConfig, use_transformer_engine: bool) -> LayerSpecs:
         backend = TESpecProvider()
     else:
         backend = TorchSpecProvider()
+    use_row_rotary()
     decoder = {"rms_norm": True, "qk_norm": True, "num_experts": model.num_experts}
     tower = {"rms_norm": False, "qk_norm": False, "num_experts": 0}
     return LayerSpecs(

@@ -21,6 +21,7 @@ from torch import Tensor
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.precision import FP8_RECIPES
 from megatron_medx.models.rotary import interpolated_positions, patch_angles, patch_rows_and_columns
+from megatron_medx.models.row_rotary import cosines_and_sines
 from megatron_medx.models.specs import LayerSpecs
 
 
@@ -67,10 +68,11 @@ class VisionTower(MegatronModule):
         h_PE = self.patch_embed(pixels_PC.to(self.patch_embed.weight.dtype))
         h_PE = h_PE + interpolated_positions(self.pos_embed.weight, grids_I3, rows, columns)
         rows, columns = rows.to(h_PE.device), columns.to(h_PE.device)
+        angles_P11D = patch_angles(rows, columns, self.sizes.hidden_size // self.sizes.num_heads)
         h_P1E, taps = self._encode(
             hidden_states=h_PE.unsqueeze(1),
             attention_mask=None,
-            rotary_pos_emb=patch_angles(rows, columns, self.sizes.hidden_size // self.sizes.num_heads),
+            rotary_pos_emb=cosines_and_sines(angles_P11D, h_PE.dtype),
             packed_seq_params=segments_of_frames(grids_I3, h_PE.device),
         )
         return h_P1E.squeeze(1)[:num_patches], [tap.squeeze(1)[:num_patches] for tap in taps]

@@ -220,8 +220,8 @@ def _backend(use_cuda: bool, use_transformer_engine: bool) -> dict[str, Any]:
         "use_cpu_initialization": True,  # initial weights are drawn on the CPU, equal on every grid
         "perform_initialization": False,  # models/initial_weights.py draws them
     }
-    # M-RoPE angles are per token; the fused rotary kernel restarts them per segment. Fused gradient accumulation is
-    # Apex's: the output layer is Megatron's own linear, also where the layers are Transformer Engine's.
+    # Rotation is ours (models/row_rotary.py); Megatron's fused one restarts angles per segment. Fused gradient
+    # accumulation is Apex's: the output layer is Megatron's own linear, also where layers are Transformer Engine's.
     backend |= {"apply_rope_fusion": False, "gradient_accumulation_fusion": False}
     if not use_transformer_engine:
         backend |= dict.fromkeys(("masked_softmax_fusion", "bias_dropout_fusion", "bias_swiglu_fusion"), False)

@@ -273,7 +273,7 @@ def test_switches_stand_beside_the_run_as_shipped():
     switches |= {"unfused attention": {"error": "CUDA out of memory"}, "CUDA graphs": {"unusable": "shapes differ"}}
     words = {name: said for name, (said, _, _) in sections.SWITCHES.items()}
     lines = report.switch_lines(switches, words)
-    assert "1.00 x    2.0000" in lines[1] and lines[2].startswith("rotary over the row at once, fused")
+    assert "1.00 x    2.0000" in lines[1] and lines[2].startswith("rotary by Transformer Engine's kernel")
     assert "1.10 x" in lines[2] and "out of memory" in lines[3] and "cannot be used: shapes differ" in lines[4]
     assert report.switch_lines({}, words) == []
 

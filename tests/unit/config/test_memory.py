@@ -56,14 +56,14 @@ def grid(world_size: int, **axes: int) -> list[str]:
 
 ATTENTION = 8 * 2 * 16 + 8 * 2 * 8  # query and output 8 x 16, key and value 8 x 8
 NORMS = 2 * 8 + 2 * 4
-HEADS = 4 * 4  # rotary sines and cosines of query and key
+TURNS = 2 * 4  # rotary cosines and sines, of decoder heads as of tower heads
 KEPT_ATTENTION = 3 * 8 + 8 * 16 + 3 * 8 + (1 + 2 * 4 + 2)  # hidden, query and key widths, statistics
-LAYER = KEPT_ATTENTION + HEADS + 3 * 8 + 5 * 16 + 1
+LAYER = KEPT_ATTENTION + 3 * 8 + 5 * 16 + 1
 FINAL_NORM = 3 * 8 + 1
 IDS, IMAGE_TOKEN = 2, 8 + 4  # an int64; features, two int64 indices
 STEM, MERGER = 3 * 2 * 4 * 4 + 12, (4 * 32 + 2 * 4) // 4  # for each patch
-TOWER_LAYER = 11 * 8 + 2 * 16 + 4 * 4 + 4 + 2
-TOWER = STEM + 3 * TOWER_LAYER + MERGER
+TOWER_LAYER = 11 * 8 + 2 * 16 + 4 + 2
+TOWER = STEM + TURNS + 3 * TOWER_LAYER + MERGER
 
 
 def activations(config: RunConfig, stage: int = 0) -> tuple[int, int]:
@@ -110,7 +110,7 @@ def test_context_ranks_share_states_and_tokens_but_not_weights():
     one, four = worst_rank(run()), worst_rank(run(*grid(4, context=4)))
     assert (four["weights"], four["gradients"]) == (one["weights"], one["gradients"])
     assert four["optimizer"] == one["optimizer"] // 4
-    decoder = 8 * LAYER + FINAL_NORM + IDS + IMAGE_TOKEN
+    decoder = 8 * LAYER + TURNS + FINAL_NORM + IDS + IMAGE_TOKEN
     assert (one["vision activations"], one["decoder activations"]) == (4 * 256 * TOWER, 4 * 64 * decoder)
     assert four["vision activations"] == int(4 * 70.4 * TOWER)  # 1.1 x 256 / 4
     assert four["decoder activations"] == one["decoder activations"] // 4
@@ -118,9 +118,9 @@ def test_context_ranks_share_states_and_tokens_but_not_weights():
     assert four["communication"] == 4 * (64 * 2 * 8 + int(4 * 70.4 / 4 * 8))  # keys and values, image features
 
 
-def test_tensor_ranks_share_all_but_rotary_angles():
+def test_tensor_ranks_share_all_but_token_ids_and_rotary_turns():
     one, two = worst_rank(run()), worst_rank(run(*grid(2, tensor=2)))
-    not_shared = 4 * 64 * (8 * HEADS + IDS)
+    not_shared = 4 * 64 * (TURNS + IDS)
     assert 2 * two["decoder activations"] == one["decoder activations"] + not_shared
     assert two["communication"] == 4 * (3 * 64 * 8 + int(2 * 140.8 / 4 * 8))  # 140.8 = 1.1 x 256 / 2
 
@@ -129,8 +129,8 @@ def test_experts_keep_what_they_are_sent():
     frozen = "training.freeze=vision,merger"
     experts = 3 * 8 + 1 + 2 * (8 + 6 * 10) + 6 * 2 + 2 * 8
     balance = 2 * 2 + 8
-    layer = KEPT_ATTENTION + HEADS + experts
-    rest = FINAL_NORM + IDS
+    layer = KEPT_ATTENTION + experts
+    rest = TURNS + FINAL_NORM + IDS
     assert activations(run(frozen, model=MOE)) == (0, 4 * 64 * (8 * (layer + balance) + rest))
     assert activations(run(frozen, "model.router_aux_loss_coef=0", model=MOE)) == (0, 4 * 64 * (8 * layer + rest))
     shared = stage_memory(run(frozen, *grid(2, expert=2), model=MOE), 0)
@@ -140,27 +140,27 @@ def test_experts_keep_what_they_are_sent():
 def test_full_recomputation_keeps_inputs_and_one_layer_for_decoder_and_tower_apart():
     vision, decoder = activations(run())
     rest = FINAL_NORM + IDS + IMAGE_TOKEN
-    full = (vision, 4 * 64 * (8 * 8 + 4 + LAYER + rest))  # 4: rotary angles
+    full = (vision, 4 * 64 * (8 * 8 + TURNS + LAYER + rest))
     assert activations(run("training.recompute=full")) == full
-    tower = 4 * 256 * (STEM + 3 * 8 + 4 + TOWER_LAYER + MERGER)
+    tower = 4 * 256 * (STEM + 3 * 8 + TURNS + TOWER_LAYER + MERGER)
     assert activations(run("training.recompute_vision=full")) == (tower, decoder)
 
 
 def test_deepstack_levels_are_there_for_one_row_or_kept_for_all():
     """Two levels on the first of two stages, two rows in flight."""
     config = ("model.vision.deepstack_layers=0,1", *grid(2, pipeline=2))
-    per_token = 4 * LAYER + IDS + 3 * 8 + 4
+    per_token = 4 * LAYER + TURNS + IDS + 3 * 8 + 4
     assert activations(run(*config))[1] == 4 * 64 * (2 * per_token + 2 * 8)
-    recomputed = 4 * 8 + 4 + IDS + 3 * 8 + 4 + 2 * 8
+    recomputed = 4 * 8 + TURNS + IDS + 3 * 8 + 4 + 2 * 8
     assert activations(run(*config, "training.recompute=full"))[1] == 4 * 64 * (2 * recomputed + LAYER)
 
 
 def test_stages_keep_their_own_layers_for_the_rows_in_flight():
     """Pipeline 4 with 5 + 1 + 1 + 1 layers: 4 rows in flight on the first stage, 1 on the last."""
     config = run(*grid(4, pipeline=4, first_stage_layers=5))
-    assert activations(config, 0) == (4 * 4 * 256 * TOWER, 4 * 4 * 64 * (5 * LAYER + IDS + IMAGE_TOKEN))
-    assert activations(config, 1) == (0, 4 * 3 * 64 * LAYER)
-    assert activations(config, 3) == (0, 4 * 64 * (LAYER + FINAL_NORM))
+    assert activations(config, 0) == (4 * 4 * 256 * TOWER, 4 * 4 * 64 * (5 * LAYER + TURNS + IDS + IMAGE_TOKEN))
+    assert activations(config, 1) == (0, 4 * 3 * 64 * (LAYER + TURNS))
+    assert activations(config, 3) == (0, 4 * 64 * (LAYER + TURNS + FINAL_NORM))
     assert [stage_memory(config, stage)["communication"] for stage in range(4)] == [
         4 * 2 * n * 64 * 8 for n in (1, 2, 2, 1)
     ]
@@ -174,8 +174,8 @@ def test_stages_keep_their_own_layers_for_the_rows_in_flight():
 def test_virtual_stages_keep_more_chunks_and_more_towers():
     """Pipeline 2 of 2 chunks: (2 (2 - 1) + 2 + 1) = 5 chunks of 2 layers and 4 rows' towers on the first stage."""
     config = run(*grid(2, pipeline=2, virtual_pipeline=2))
-    assert activations(config, 0) == (4 * 4 * 256 * TOWER, 4 * 64 * (5 * 2 * LAYER + 4 * (IDS + IMAGE_TOKEN)))
-    assert activations(config, 1) == (0, 4 * 64 * (3 * 2 * LAYER + FINAL_NORM))
+    assert activations(config, 0) == (4 * 4 * 256 * TOWER, 4 * 64 * (5 * (2 * LAYER + TURNS) + 4 * (IDS + IMAGE_TOKEN)))
+    assert activations(config, 1) == (0, 4 * 64 * (3 * (2 * LAYER + TURNS) + FINAL_NORM))
 
 
 def test_logits_at_the_loss_or_beside_the_gradient_of_their_weight():
@@ -191,11 +191,11 @@ def test_logits_at_the_loss_or_beside_the_gradient_of_their_weight():
 
 def test_layers_of_transformer_engine():
     """bf16: 2 bytes a value, 4 a statistic."""
-    attention = 2 * (2 * 8 + 3 * 16 + 3 * 8 + HEADS) + 4 * (1 + 2 * 4 + 2)
+    attention = 2 * (2 * 8 + 3 * 16 + 3 * 8) + 4 * (1 + 2 * 4 + 2)
     layer = attention + 2 * (2 * 8 + 3 * 16) + 4
-    rest = 2 * 2 * 8 + 4 + 4 * IDS + 2 * 8 + 16
-    tower = 2 * (8 * 8 + 2 * 16 + 4 * 4) + 4 * (4 + 2)
-    stem, merger = 2 * 96 + 4 * 12, 2 * 32 + 8
+    rest = 2 * TURNS + 2 * 2 * 8 + 4 + 4 * IDS + 2 * 8 + 16
+    tower = 2 * (8 * 8 + 2 * 16) + 4 * (4 + 2)
+    stem, merger = 2 * 96 + 4 * 12 + 2 * TURNS, 2 * 32 + 8
     config = run("precision.dtype=bf16")
     assert activations(config) == (256 * (stem + 3 * tower + merger), 64 * (8 * layer + rest))
     selective = run("precision.dtype=bf16", "training.recompute=selective")
