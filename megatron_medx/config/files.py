@@ -25,6 +25,9 @@ from megatron_medx.errors import ConfigError
 LATER_SECTIONS = ("megatron", "survival")
 """Sections that a run.yaml may lack: they have come since, and without them a run is as with their defaults."""
 
+MOVED = {"training.precision": "precision.dtype"}
+"""Fields of earlier versions -> where they are now."""
+
 PACKAGES = ("torch", "megatron-core", "transformers", "megatron-medx")
 """What provenance gives the versions of."""
 
@@ -55,6 +58,7 @@ def read_run_yaml(path: Path | str) -> RunConfig:
             "a whole run.yaml, as training writes it; this one was written by a conversion",
             f"name a recipe and start from that checkpoint: checkpoint.start_from={Path(path).parent}",
         )
+    _move(plain)
     problems: list[Problem] = []
     absent = [name for name in field_types(RunConfig) if name not in plain and name not in LATER_SECTIONS]
     if absent:
@@ -64,6 +68,14 @@ def read_run_yaml(path: Path | str) -> RunConfig:
     config = _build(RunConfig, plain, "", problems)
     raise_problems(problems)
     return config
+
+
+def _move(plain: dict) -> None:
+    """Bring fields of a file of an earlier version to where they are now."""
+    for before, now in MOVED.items():
+        (section, field), (new_section, new_field) = before.split("."), now.split(".")
+        if isinstance(plain.get(section), dict) and field in plain[section]:
+            plain.setdefault(new_section, {})[new_field] = plain[section].pop(field)
 
 
 def read_model_section(path: Path | str) -> ModelConfig:

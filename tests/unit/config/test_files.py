@@ -53,6 +53,15 @@ def test_a_model_alone(tmp_path):
         read_run_yaml(path)
 
 
+def test_a_field_that_has_moved_since_is_read_where_it_was(tmp_path):
+    path = tmp_path / "run.yaml"
+    write_run_yaml(get_recipe("demo"), path, {})
+    plain = yaml.safe_load(path.read_text())
+    plain["training"]["precision"] = plain.pop("precision")["dtype"]
+    path.write_text(yaml.safe_dump(plain))
+    assert read_run_yaml(path) == get_recipe("demo") and read_run_yaml(path).precision.dtype == "fp32"
+
+
 @pytest.mark.parametrize(
     "forget", [lambda plain: plain["training"].pop("recompute"), lambda plain: plain.pop("survival")]
 )
