@@ -20,7 +20,10 @@ import transformers
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.microbatch import Microbatch
-from megatron_medx.data.rows import build_row_dataset
+from megatron_medx.data.rows import RowDataset, build_row_dataset
+
+Batches = list[dict[str, torch.Tensor]]
+"""Arguments of the stock model's forward, one entry a batch."""
 
 IGNORED = -100
 """Label of a token that is not learned."""
@@ -57,22 +60,23 @@ def padded_batch(samples: Sequence[dict], pad_token_id: int, image_token_id: int
     return batch
 
 
-def step_batches(config: RunConfig, num_steps: int, batch_samples: int) -> list[list[dict[str, torch.Tensor]]]:
-    """The batches of each step of a run."""
-    model, rows_per_step = config.model, config.training.global_batch_rows
-    dataset, steps = build_row_dataset(config), []
-    for step in range(num_steps):
-        rows = [dataset[step * rows_per_step + row] for row in range(rows_per_step)]
-        samples = [sample for row in rows for sample in samples_of_row(row, model.vision_start_token_id)]
-        groups = [samples[first : first + batch_samples] for first in range(0, len(samples), batch_samples)]
-        steps.append([padded_batch(group, 0, model.image_token_id) for group in groups])
-    return steps
+def step_batches(
+    config: RunConfig, dataset: RowDataset, step: int, batch_samples: int, by_length: bool = False
+) -> Batches:
+    """The padded batches of one step of a run, counted from 0; with `by_length` its samples are sorted first."""
+    rows_per_step = config.training.global_batch_rows
+    rows = [dataset[step * rows_per_step + row] for row in range(rows_per_step)]
+    samples = [sample for row in rows for sample in samples_of_row(row, config.model.vision_start_token_id)]
+    if by_length:
+        samples.sort(key=lambda sample: len(sample["tokens"]))
+    groups = [samples[first : first + batch_samples] for first in range(0, len(samples), batch_samples)]
+    return [padded_batch(group, 0, config.model.image_token_id) for group in groups]
 
 
-def train(config: RunConfig, network: torch.nn.Module, steps: Sequence[Sequence[dict]]) -> dict[str, list[float]]:
-    """Seconds and loss of each step."""
+def make_optimizer(config: RunConfig, network: torch.nn.Module) -> torch.optim.Optimizer:
+    """torch's fused AdamW with the run's settings."""
     section = config.optimizer
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         network.parameters(),
         lr=section.lr,
         betas=(section.beta1, section.beta2),
@@ -80,6 +84,11 @@ def train(config: RunConfig, network: torch.nn.Module, steps: Sequence[Sequence[
         weight_decay=section.weight_decay,
         fused=True,
     )
+
+
+def train(config: RunConfig, network: torch.nn.Module, steps: Sequence[Batches]) -> dict[str, list[float]]:
+    """Seconds and loss of each step."""
+    optimizer = make_optimizer(config, network)
     found: dict[str, list[float]] = {"step_s": [], "loss": []}
     for batches in steps:
         began_s = time.perf_counter()
@@ -89,7 +98,7 @@ def train(config: RunConfig, network: torch.nn.Module, steps: Sequence[Sequence[
             loss = network(**batch, num_items_in_batch=learned, use_cache=False).loss
             loss.backward()
             total += loss.item()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), section.clip_grad_norm)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         found["step_s"].append(time.perf_counter() - began_s)
@@ -105,7 +114,8 @@ def main(arguments: Sequence[str]) -> int:
     network = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
         hf_folder, dtype=torch.float32, attn_implementation="sdpa"
     ).train()
-    steps = step_batches(config, int(num_steps), int(batch_samples))
+    dataset = build_row_dataset(config)
+    steps = [step_batches(config, dataset, step, int(batch_samples)) for step in range(int(num_steps))]
     slots = [sum(batch["input_ids"].numel() for batch in batches) for batches in steps]
     tokens = [sum(int(batch["attention_mask"].sum()) for batch in batches) for batches in steps]
     print(json.dumps({"tokens": tokens, "slots": slots, **train(config, network, steps)}))

@@ -23,14 +23,12 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.train_cpu_rival import IGNORED, padded_batch, samples_of_row
+from benchmarks.train_cpu_rival import IGNORED, Batches, make_optimizer, step_batches
 from megatron_medx.checkpoint.hugging_face.hf_config import config_json
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.flops import step_flops
 from megatron_medx.config.run import RunConfig
-from megatron_medx.data.rows import RowDataset, build_row_dataset
-
-Batches = list[dict[str, torch.Tensor]]
+from megatron_medx.data.rows import build_row_dataset
 
 WARM_STEPS = 2
 """Steps of each batch size that do not count."""
@@ -51,15 +49,8 @@ def make_network(config: RunConfig, device: str) -> torch.nn.Module:
     return network.train()
 
 
-def step_batches(config: RunConfig, dataset: RowDataset, step: int, batch_samples: int, by_length: bool) -> Batches:
-    """The padded batches of one step of a run, in pinned memory where there is a GPU."""
-    rows_per_step = config.training.global_batch_rows
-    rows = [dataset[step * rows_per_step + row] for row in range(rows_per_step)]
-    samples = [sample for row in rows for sample in samples_of_row(row, config.model.vision_start_token_id)]
-    if by_length:
-        samples.sort(key=lambda sample: len(sample["tokens"]))
-    groups = [samples[first : first + batch_samples] for first in range(0, len(samples), batch_samples)]
-    batches = [padded_batch(group, 0, config.model.image_token_id) for group in groups]
+def pinned(batches: Batches) -> Batches:
+    """The batches in pinned memory, where there is a GPU."""
     if not torch.cuda.is_available():
         return batches
     return [{name: value.pin_memory() for name, value in batch.items()} for batch in batches]
@@ -117,21 +108,13 @@ def measure(config: RunConfig, num_steps: int, batch_sizes: Sequence[int], by_le
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.run.seed)
     network, dataset, found = make_network(config, device), build_row_dataset(config), {}
-    section = config.optimizer
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=section.lr,
-        betas=(section.beta1, section.beta2),
-        eps=section.eps,
-        weight_decay=section.weight_decay,
-        fused=True,
-    )
+    optimizer, clip_grad_norm = make_optimizer(config, network), config.optimizer.clip_grad_norm
     for batch_samples in batch_sizes:
         try:
             steps = []
             for step in range(num_steps):
-                batches = step_batches(config, dataset, step, batch_samples, by_length)
-                steps.append((batches, train_step(network, optimizer, batches, section.clip_grad_norm, device)))
+                batches = pinned(step_batches(config, dataset, step, batch_samples, by_length))
+                steps.append((batches, train_step(network, optimizer, batches, clip_grad_norm, device)))
             found[str(batch_samples)] = figures(config, steps[WARM_STEPS:])
         except torch.OutOfMemoryError as error:
             optimizer.zero_grad()

@@ -151,7 +151,10 @@ class TrainingSection:
     freeze: tuple[str, ...] = ()
     """Parts that are not trained: any of `vision`, `merger`, `language`."""
     recompute: str = "none"
-    """Activation recomputation of the decoder: `none`, `selective` (core attention) or `full`."""
+    """Activation recomputation of the decoder: `none`, `selective` (core attention) or `full`.
+
+    Attention that stores no scores, as Transformer Engine's, keeps more with `selective` than with `none`, by estimate.
+    """
     recompute_vision: str = "none"
     """The same for the vision tower."""
     loss_average: str = "token"

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from megatron_medx.config.flops import flops_polynomial
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.index import INDEX_FILE
 from megatron_medx.data.plan.budget import Fitted, ImageExtent
@@ -41,7 +40,7 @@ def sampled_workload(config: RunConfig) -> Workload:
         DataError: the mixture or an index is not sound, or a source has no sample that fits a row.
     """
     data, mixture = config.data, read_mixture(Path(config.data.path))
-    settings = _settings(config)
+    settings = TableSettings.of_run(config)
     found = [_read(source.path, settings, len(mixture)) for source in mixture]
     for source, (samples, _) in zip(mixture, found, strict=True):
         if not samples:
@@ -57,20 +56,6 @@ def sampled_workload(config: RunConfig) -> Workload:
         f"{len(rows):,} rows of {len(samples):,} samples from {config.data.path} ({num_read:,} of {num_all:,} read)"
     )
     return Workload(tuple(rows), source, is_assumed=False)
-
-
-def _settings(config: RunConfig) -> TableSettings:
-    data, vision = config.data, config.model.vision
-    return TableSettings(
-        seq_len_tokens=data.seq_len_tokens,
-        sample_align_tokens=data.sample_align_tokens,
-        max_row_patches=data.max_row_patches,
-        min_pixels=data.min_pixels,
-        max_pixels=data.max_pixels,
-        patch_size=vision.patch_size,
-        merge_size=vision.merge_size,
-        flops=flops_polynomial(config.model, config.training.freeze),
-    )
 
 
 def _read(folder: Path, settings: TableSettings, num_sources: int) -> tuple[list[Fitted], int]:

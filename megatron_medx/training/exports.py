@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -210,13 +210,14 @@ class Finisher(Protocol):
         """Go on until nothing is under way; yields while there is, a few times a second."""
 
 
-def finish_together(finishers: Sequence[Finisher]) -> None:
+def finish_together(finishers: Sequence[Finisher], still_ending: Callable[[], None]) -> None:
     """Wait on all ranks until the reporting one has finished all. Collective over all ranks.
 
     Ranks that left earlier would take the store and, under srun, the whole job step with them.
 
     Args:
         finishers: of the last rank, which reports; none on the others.
+        still_ending: called on each rank a few times a second while none stands still.
     """
     under_way = torch.ones((), dtype=torch.int32, device=torch.cuda.current_device())
     is_reporter = dist.get_rank() == dist.get_world_size() - 1
@@ -225,6 +226,7 @@ def finish_together(finishers: Sequence[Finisher]) -> None:
         if is_reporter:
             under_way.fill_(next(steps, "done") != "done")
         dist.broadcast(under_way, src=dist.get_world_size() - 1)
+        still_ending()
 
 
 def losers(entries: Iterable[dict], keep: int, validated: bool, unknown: set[int]) -> list[int]:

@@ -3,7 +3,7 @@
 One rank that stands still, on a dead link or in a driver, lets all others wait in a collective. A thread of each rank
 looks at the time since its last step ended. When that exceeds `survival.hang_factor` medians, and `hang_min_s`, the
 stacks of all its threads go to `logs/stacks_rank_<n>.txt`, the first rank writes the event `hang`, and each leaves with
-code AGAIN. Saving and validating, and the way to the first step, get `start_patience_s`.
+code AGAIN. Saving and validating, the way to the first step, and each moment of the way out, get `start_patience_s`.
 
 A rank whose interpreter itself stands still (a call into C that keeps its lock) cannot run that thread. For it a timer
 of faulthandler, which needs no interpreter, dumps the stacks to the rank's log and ends the process, somewhat later.
@@ -79,6 +79,10 @@ class Watchdog:
         """
         self._durations_s.append(duration_s)
         self._step, self._since_s, self._is_patient = step, time.monotonic(), False
+
+    def still_ending(self) -> None:
+        """The last step is behind us, and what follows it goes on: it has the patience of a start from now on again."""
+        self._since_s, self._is_patient = time.monotonic(), True
 
     def patiently(self, function: Callable) -> Callable:
         """The same function, whose time is not a step's."""

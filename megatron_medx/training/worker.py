@@ -119,9 +119,10 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO, listene
                 make_forward_step(config, losses),
                 model_provider=make_model_provider(config, use_transformer_engine),
             )
-        watchdog.stop()  # what follows takes the time it needs
+        watchdog.still_ending()
         interruption.tell_at_once()
-        finish_together([Hurried(keeper)] if keeper and interruption.by_signal else followers)
+        hurried = [Hurried(keeper)] if keeper and interruption.by_signal else followers
+        finish_together(hurried, watchdog.still_ending)
     finally:
         watchdog.stop()
         monitor.close()

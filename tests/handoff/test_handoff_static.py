@@ -1,6 +1,5 @@
 """What vLLM, SGLang, verl and others expect of a directory: our exports have it all, spoiled ones are named."""
 
-import dataclasses
 import json
 import shutil
 import struct
@@ -18,9 +17,8 @@ from megatron_medx.checkpoint.readers.check import check
 from megatron_medx.checkpoint.readers.surroundings import FILES, RELATIONS, TOKENS
 from megatron_medx.checkpoint.readers.tables import KEYS, READERS, TENSORS
 from megatron_medx.cli import main
-from megatron_medx.config.model import ModelConfig
 from megatron_medx.errors import CheckpointError
-from megatron_medx.recipes.sizes import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b
+from megatron_medx.recipes.sizes import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b, qwen3_vl_30b_a3b
 
 LAYER = "model.language_model.layers"
 DOWN = "mlp.down_proj.weight"
@@ -55,14 +53,6 @@ def test_shards_with_an_index_are_read(export_dir, tmp_path):
     to_hf(export_dir.parent / "megatron", tmp_path / "sharded", shard_size_bytes=300_000)
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 2
     assert check(tmp_path / "sharded") == ()
-
-
-def qwen3_vl_30b_a3b() -> ModelConfig:
-    """Sizes from memory; only its shapes matter here: 128 experts, whose tensors are the largest."""
-    experts = {"num_experts": 128, "experts_per_token": 8, "expert_ffn_hidden_size": 768}
-    sizes = {"hidden_size": 2048, "num_layers": 48, "ffn_hidden_size": 6144, "num_kv_heads": 4}
-    sizes = {"hidden_size": 2048, "num_layers": 48, "ffn_hidden_size": 6144, "num_kv_heads": 4}
-    return dataclasses.replace(qwen3_vl_8b(), **sizes, **experts)
 
 
 def test_our_config_of_the_4b_is_the_hubs():

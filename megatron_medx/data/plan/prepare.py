@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_medx.config.flops import flops_polynomial
 from megatron_medx.config.processor import check_processor
 from megatron_medx.config.run import RunConfig
 from megatron_medx.data.index import INDEX_FILE, REJECTS_FILE, Manifest, file_sha256, tokenizer_fingerprint
@@ -61,7 +60,7 @@ def prepare_data(config: RunConfig, folder: Path) -> Prepared:
     if not data.path:
         raise ConfigError("data.path is not set", "a data folder", "add data.path=FOLDER; `make demo` builds one")
     mixture = read_mixture(Path(data.path))
-    settings = _settings(config)
+    settings = TableSettings.of_run(config)
     _check_limits(settings)
     check_processor(config.processor_folder)
     manifests = [Manifest.read(source.path) for source in mixture]
@@ -118,20 +117,6 @@ def compare_plans(former: dict, now: dict) -> list[str]:
         for name in [*former, *(name for name in now if name not in former)]
         if former.get(name) != now.get(name)
     ]
-
-
-def _settings(config: RunConfig) -> TableSettings:
-    data, vision = config.data, config.model.vision
-    return TableSettings(
-        seq_len_tokens=data.seq_len_tokens,
-        sample_align_tokens=data.sample_align_tokens,
-        max_row_patches=data.max_row_patches,
-        min_pixels=data.min_pixels,
-        max_pixels=data.max_pixels,
-        patch_size=vision.patch_size,
-        merge_size=vision.merge_size,
-        flops=flops_polynomial(config.model, config.training.freeze),
-    )
 
 
 def _check_limits(settings: TableSettings) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_medx.config.flops import FlopsPolynomial
+from megatron_medx.config.flops import FlopsPolynomial, flops_polynomial
+from megatron_medx.config.run import RunConfig
 from megatron_medx.data.image_grid import MAX_ASPECT
 from megatron_medx.data.index import INDEX_FILE
 from megatron_medx.data.plan.budget import Fitted, ImageExtent, fit
@@ -54,6 +55,21 @@ class TableSettings:
     patch_size: int
     merge_size: int
     flops: FlopsPolynomial
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> "TableSettings":
+        """What a run's configuration decides."""
+        data, vision = config.data, config.model.vision
+        return cls(
+            seq_len_tokens=data.seq_len_tokens,
+            sample_align_tokens=data.sample_align_tokens,
+            max_row_patches=data.max_row_patches,
+            min_pixels=data.min_pixels,
+            max_pixels=data.max_pixels,
+            patch_size=vision.patch_size,
+            merge_size=vision.merge_size,
+            flops=flops_polynomial(config.model, config.training.freeze),
+        )
 
     @property
     def limit_tokens(self) -> int:

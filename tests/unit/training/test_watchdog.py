@@ -27,6 +27,9 @@ def a_collective_that_never_ends():
         ctypes.PyDLL(None).sleep(60)
     time.sleep(60)
 
+for moment in range(20 if sys.argv[4] == "ends" else 0):
+    time.sleep(0.05)
+    watchdog.still_ending()
 a_collective_that_never_ends()
 """
 
@@ -55,6 +58,13 @@ def test_the_way_to_the_first_step_has_its_own_patience(tmp_path):
     run = hang(tmp_path, patience_s=0.5, steps=0)
     assert run.returncode == events.AGAIN, run.stderr
     assert events.read(tmp_path)[0]["step"] == 7
+
+
+def test_the_way_out_is_watched_moment_by_moment(tmp_path):
+    run = hang(tmp_path, patience_s=0.5, how="ends", steps=2)
+    assert run.returncode == events.AGAIN, run.stderr
+    [event] = events.read(tmp_path)
+    assert event["step"] == 9 and 0.5 <= event["waited_s"] < 1.0, "of its 20 moments the last one counts"
 
 
 def test_a_rank_whose_interpreter_stands_still_dies_with_its_stack(tmp_path):
