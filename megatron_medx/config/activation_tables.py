@@ -6,7 +6,7 @@ Widths, by name (`activations.decoder_widths`, `activations.tower_widths`):
     routed_hidden, routed_mlp   hidden and expert width, times the experts that a token is sent to
     heads, kv_heads, experts, chosen, one       so many single numbers
 
-`torch` is what Megatron's local layers and ours (models/layers.py) keep without context parallelism where a key head
+`torch` is what Megatron's local layers and ours (models/layers.py, models/torch_kernels.py) keep without context parallelism where a key head
 serves several query heads; with a head each they keep less. Counted in tests/unit/config/test_memory_counts.py.
 
 `transformer_engine` is an estimate, read in the code and not measured: TransformerEngine 2.20 (of its pytorch folder
@@ -57,17 +57,17 @@ TABLES: dict[str, dict[str, Kept]] = {
     "torch": {
         "attention": Kept(
             values={"hidden": 1, "query": 6, "key": 2},
-            inputs={"hidden": 2, "query": 2, "key": 1},
+            inputs={"hidden": 1, "query": 1},
             words={"one": 1, "heads": 2, "kv_heads": 1},
         ),
         "selective": Kept(values={"query": -3, "key": 1}, words={"heads": -1}),
-        "mlp": Kept(values={"hidden": 1, "mlp": 4}, inputs={"hidden": 2, "mlp": 1}, words={"one": 1}),
+        "mlp": Kept(values={"hidden": 1, "mlp": 2}, inputs={"hidden": 1, "mlp": 1}, words={"one": 1}),
         "experts": Kept(
-            values={"hidden": 2, "routed_mlp": 5},
-            inputs={"hidden": 1, "routed_hidden": 1, "routed_mlp": 1},
+            values={"hidden": 2, "routed_mlp": 3},
+            inputs={"routed_hidden": 1, "routed_mlp": 1},
             words={"one": 1, "chosen": 6, "experts": 2},
         ),
-        "final_norm": Kept(values={"hidden": 1}, inputs={"hidden": 2}, words={"one": 1}),
+        "final_norm": Kept(values={"hidden": 1}, inputs={"hidden": 1}, words={"one": 1}),
         "tower": Kept(
             values={"hidden": 8, "mlp": 1},
             inputs={"hidden": 3, "mlp": 1},

@@ -26,22 +26,28 @@ def encode_images(
     pixels_PC: Tensor,
     grids_I3: Tensor,
     groups: ProcessGroupCollection,
+    tower_rests: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Features of all images of a row, each encoded by one of the ranks that share the row. Collective.
 
-    A rank without an image, or all of them where nobody has one, encodes one blank merge block of which nothing is
-    used: kernels never see an empty input, every collective has all its ranks, and every parameter takes part in the
-    backward pass (with a zero gradient), which overlapped gradient reduction waits for.
+    A rank without an image encodes one blank merge block of which nothing is used: kernels never see an empty input,
+    every collective has all its ranks, and every parameter takes part in the backward pass (with a zero gradient).
+    So do all ranks of a row without any image, unless the tower rests then.
 
     Args:
         pixels_PC: (P, C) patches of the images that `share_row_images` deals to this rank, on any device; P may be 0.
         grids_I3: (I, 3) int64 grids of all images, on the CPU.
         groups: Megatron's; `tp_cp` are the ranks that share the row.
+        tower_rests: in a row without images tower and mergers are left out, and their parameters have no gradient.
 
     Returns:
         (G, 1 + K, H) gathered features: the image tokens, then the K DeepStack levels of each.
         (M,) int64 where each image token of the row, in reading order, stands among the G; on the CPU.
     """
+    if tower_rests and not len(grids_I3):
+        shape = (0, 1 + len(model.vision.deepstack_layers), model.hidden_size)
+        device = tower.patch_embed.weight.device
+        return torch.zeros(shape, device=device), torch.zeros(0, dtype=torch.int64)
     merge_block = model.vision.merge_size**2
     share = share_row_images(model, grids_I3, groups.tp_cp.size(), groups.tp_cp.rank())
     num_patches = share.num_tokens * merge_block

@@ -5,6 +5,7 @@ mark (`megatron.core.transformer.torch_norm` asserts it off), and `DotProductAtt
 """
 
 import math
+from itertools import groupby
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
 
+from megatron_medx.models.torch_kernels import rms_norm_cpu
 from megatron_medx.parallel.context import place_in_gathered_row
 
 
@@ -32,6 +34,8 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize `x` (..., hidden_size); same shape and dtype."""
+        if not x.is_cuda and x.dtype == self.weight.dtype and x.dtype.itemsize >= 4:
+            return rms_norm_cpu(x, self.weight, self.eps)
         return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -106,17 +110,24 @@ class PackedAttention(MegatronModule):
             # torch's CPU flash kernel takes equal head counts only; its grouped path materializes all scores.
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         lengths = borders.diff().tolist()
-        queries = query.split([length // ranks for length in lengths])
-        segments = zip(queries, key.split(lengths), value.split(lengths), strict=True)
-        attend = self._attend if ranks == 1 else self._attend_two_pieces
-        return torch.cat([attend(*segment) for segment in segments]).flatten(1)
+        if ranks > 1:
+            queries = query.split([length // ranks for length in lengths])
+            segments = zip(queries, key.split(lengths), value.split(lengths), strict=True)
+            return torch.cat([self._attend_two_pieces(*segment) for segment in segments]).flatten(1)
+        runs = [(length, len(list(equal))) for length, equal in groupby(lengths)]
+        parts = (x.split([length * number for length, number in runs]) for x in (query, key, value))
+        outputs = [self._attend(*part, number) for *part, (_, number) in zip(*parts, runs, strict=True)]
+        return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).flatten(1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One segment, or one piece of one: (L, N, D) queries over (L', N, D) keys, to (L, N, D)."""
-        heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, number: int = 1, mask: Tensor | None = None) -> Tensor:
+        """Segments of one length, or one piece of one: (L, N, D) queries over (L', N, D) keys, to (L, N, D).
+
+        `number` segments, each with its share of the queries and keys, are one call: (number, N, L / number, D).
+        """
+        heads_first = (x.unflatten(0, (number, -1)).transpose(1, 2) for x in (query, key, value))
         is_causal = self.is_causal and mask is None
         out = scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=is_causal, scale=self.scale)
-        return out.squeeze(0).transpose(0, 1)
+        return out.transpose(1, 2).flatten(0, 1)
 
     def _attend_two_pieces(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One segment of which this rank has an early and a late piece of queries: each sees the keys up to itself."""
@@ -125,5 +136,5 @@ class PackedAttention(MegatronModule):
         for piece, index in zip(query.chunk(2), (rank, 2 * ranks - 1 - rank), strict=True):
             end = (index + 1) * len(piece)
             mask = causal_lower_right(len(piece), end)
-            outputs.append(self._attend(piece, key[:end], value[:end], mask))
+            outputs.append(self._attend(piece, key[:end], value[:end], mask=mask))
         return torch.cat(outputs)

@@ -66,6 +66,7 @@ def decoder_config(model: ModelConfig, **settings: Any) -> TransformerConfig:
         "use_cpu_initialization": True,
         "perform_initialization": False,  # weights come from a checkpoint or from initial_weights.py
         "gradient_accumulation_fusion": False,
+        "bias_activation_fusion": True,  # of SwiGLU, in any backend
         "persist_layer_norm": False,
         "apply_rope_fusion": False,
         "hetereogenous_dist_checkpoint": True,  # layers are numbered in checkpoint names

@@ -52,6 +52,7 @@ class Qwen3VLModel(LanguageModule):
         vp_stage: index of the virtual stage, None without interleaving.
         recompute_vision: activation recomputation of the tower (megatron_config.RECOMPUTE).
         fp8_vision: the tower's layers compute in FP8 where the decoder's do.
+        tower_rests: tower and mergers are left out for a row without images, where nothing waits for their gradients.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Qwen3VLModel(LanguageModule):
         vp_stage: int | None = None,
         recompute_vision: str = "none",
         fp8_vision: bool = False,
+        tower_rests: bool = False,
     ):
         super().__init__(config, groups)
-        self.sizes = model
+        self.sizes, self.tower_rests = model, tower_rests
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = model.tie_embeddings
         self.model_type = ModelType.encoder_or_decoder
@@ -139,7 +141,7 @@ class Qwen3VLModel(LanguageModule):
         h_L1H, levels_KL1H = None, None
         if self.pre_process:
             features_GKH, place_M = encode_images(
-                sizes, self.vision, self.merger, pixels_PC, grids_I3, self.pg_collection
+                sizes, self.vision, self.merger, pixels_PC, grids_I3, self.pg_collection, self.tower_rests
             )
             h_L1H = self.embedding(tokens_1S[:, held_L.to(device)], position_ids=None)
             h_L1H, levels_KL1H = self._write_images(h_L1H, held_L, features_GKH, place_M, vision_index_M)
@@ -175,9 +177,11 @@ class Qwen3VLModel(LanguageModule):
             vision_index_M: (M,) positions in the row of all image tokens.
 
         Returns:
-            The decoder's input and (K, L, 1, H) DeepStack features (zero at text tokens), None when K is 0; both of
-            the first argument's tokens.
+            The decoder's input and (K, L, 1, H) DeepStack features (zero at text tokens), None when K is 0 or the
+            tower rests; both of the first argument's tokens.
         """
+        if not len(features_GKH):
+            return h_L1H, None
         held = held_L.split(h_L1H.shape[0])[self.tp_group.rank() if self.config.sequence_parallel else 0]
         slot_S = torch.full((len(held_L) * self.cp_group.size(),), -1)
         slot_S[held] = torch.arange(len(held))

@@ -23,6 +23,7 @@ from torch import Tensor
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.models.layers import LayerNorm, PackedAttention, RMSNorm
 from megatron_medx.models.row_rotary import use_row_rotary
+from megatron_medx.models.torch_kernels import use_torch_swiglu
 
 
 class TorchSpecProvider(LocalSpecProvider):
@@ -91,6 +92,7 @@ def layer_specs(model: ModelConfig, use_transformer_engine: bool) -> LayerSpecs:
         backend = TESpecProvider()
     else:
         backend = TorchSpecProvider()
+        use_torch_swiglu()
     use_row_rotary()
     decoder = {"rms_norm": True, "qk_norm": True, "num_experts": model.num_experts}
     tower = {"rms_norm": False, "qk_norm": False, "num_experts": 0}

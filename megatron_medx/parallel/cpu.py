@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import os
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_medx.parallel.torch_adamw import with_initial_state, with_own_steps, without_step
+from megatron_medx.parallel import weight_gradients
+from megatron_medx.parallel.lone_rank import among_others, coalesced_among_others
+from megatron_medx.parallel.torch_adamw import FusedAdamW, with_initial_state, with_own_steps, without_step
 
 _CPU = torch.device("cpu")
 
@@ -96,9 +99,15 @@ class Patch:
 
 
 def _l2_norm(chunk_size, noop_flag, tensor_lists, per_tensor, *args) -> tuple[torch.Tensor, None]:
-    """Norm of all tensors together, summed in float64: torch's float32 sum is off by 1e-4 at 2^18 values."""
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensor_lists[0]]
-    return torch.linalg.vector_norm(torch.stack(norms)).float()[None], None
+    """Norm of all tensors together: in float32 of 1,024 values at a time, of those in float64.
+
+    Torch's float32 sum is off by 1e-4 at 2^18 values; in float64 it would copy every tensor first.
+    """
+    norms = [torch.zeros(1, dtype=torch.float64)]
+    for tensor in tensor_lists[0]:
+        for part in tensor.flatten().tensor_split([tensor.numel() // 1024 * 1024]):
+            norms.append(torch.linalg.vector_norm(part.view(-1, min(1024, max(1, part.numel()))), dim=1).double())
+    return torch.linalg.vector_norm(torch.cat(norms)).float()[None], None
 
 
 def _as_on_cpu(tensor, as_numpy: bool = False, record_stream: bool = False):
@@ -113,6 +122,7 @@ def _forking_caller(queue):
 
 
 _ASYNC_CALLS = "megatron.core.dist_checkpointing.strategies.async_utils:AsyncCallsQueue"
+_BUFFERS = "megatron.core.distributed.param_and_grad_buffer"
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 
 PATCHES = (
@@ -155,6 +165,10 @@ PATCHES = (
         _forking_caller,
         "the worker would write tensors on the CPU, which it shares, while the next step changes them",
     ),
+    Patch(_BUFFERS, "dist_reduce_scatter_func", among_others, "gloo copies the buffer of a rank alone", wraps=True),
+    Patch(_BUFFERS, "dist_all_gather_func", among_others, "gloo copies the buffer of a rank alone", wraps=True),
+    Patch(_BUFFERS, "_coalescing_manager", coalesced_among_others, "must coalesce something", wraps=True),
+    Patch("torch.optim", "AdamW", FusedAdamW, "Megatron does not ask for torch's fused one, which takes a third"),
     Patch(_OPTIMIZER, "state_dict", with_initial_state, "torch's AdamW has no state before its first step", wraps=True),
     Patch(_OPTIMIZER, "load_state_dict", with_own_steps, "torch's AdamW counts steps per parameter", wraps=True),
     Patch(
@@ -170,10 +184,13 @@ PATCHES = (
 class CudaAsCpu(TorchFunctionMode):
     """Maps every CUDA device argument to the CPU, for all torch functions called while it is active."""
 
-    _STAY = (torch.Tensor.cuda, torch.Tensor.pin_memory)
+    _STAY = frozenset({torch.Tensor.cuda, torch.Tensor.pin_memory})
+    _LOOKED_AT = _STAY | {torch.Tensor.to, torch.Tensor.type}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Run `func` with CUDA devices replaced; `tensor.type()` answers the CUDA name that Megatron compares with."""
+        if not kwargs and func not in self._LOOKED_AT:  # most calls
+            return func(*args)
         kwargs = dict(kwargs or {})
         if func in self._STAY:
             return args[0]
@@ -221,6 +238,7 @@ def enable_cpu_backend(announce: Callable[[str], None] | None = None) -> bool:
     if _active is None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        sys.modules[weight_gradients.EXTENSION] = weight_gradients
         # All imports come first: dynamo's import-time tables refuse one stand-in under several torch.cuda names.
         owners = [patch.owner() for patch in PATCHES]
         for patch, owner in zip(PATCHES, owners, strict=True):

@@ -1,4 +1,4 @@
-"""What Megatron's DistributedOptimizer needs to save and load with torch's own AdamW.
+"""Torch's own AdamW under Megatron's DistributedOptimizer: the fused one, and what saving and loading need.
 
 With CUDA it works on the fused Adam of Transformer Engine or Apex, whose step counter lies in the parameter group.
 Torch keeps a counter tensor per parameter, which three of its methods (megatron-core 0.19.2) do not expect. Each
@@ -11,6 +11,13 @@ import torch
 
 NOTHING_TRAINED = "nothing trained"
 """Key of the step counter on a rank whose parameters are all frozen (torch keeps keys that are no tensors)."""
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """AdamW that goes over parameters, gradients and moments once, where torch's default does so once a term."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"fused": True, **kwargs})
 
 
 def with_initial_state(state_dict: Callable) -> Callable:

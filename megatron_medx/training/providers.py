@@ -53,6 +53,7 @@ def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Call
             vp_stage=vp_stage,
             recompute_vision=run.training.recompute_vision,
             fp8_vision=run.precision.fp8_vision,
+            tower_rests=tower_may_rest(run),
         )
         set_initial_weights(stage, run.run.seed)
         freeze_parts(stage, run.training.freeze)
@@ -61,6 +62,15 @@ def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Call
 
     run = config
     return model_provider
+
+
+def tower_may_rest(config: RunConfig) -> bool:
+    """Whether a row without images may leave the tower out.
+
+    Gradients that are reduced during the backward pass wait for those of all parameters. And a backward pass needs
+    something to pass on to: with frozen embeddings that is what images would be written into.
+    """
+    return not get_args().overlap_grad_reduce and "language" not in config.training.freeze
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
