@@ -57,9 +57,9 @@ def grid(world_size: int, **axes: int) -> list[str]:
 ATTENTION = 8 * 2 * 16 + 8 * 2 * 8  # query and output 8 x 16, key and value 8 x 8
 NORMS = 2 * 8 + 2 * 4
 TURNS = 2 * 4  # rotary cosines and sines, of decoder heads as of tower heads
-KEPT_ATTENTION = 3 * 8 + 8 * 16 + 3 * 8 + (1 + 2 * 4 + 2)  # hidden, query and key widths, statistics
-LAYER = KEPT_ATTENTION + 3 * 8 + 5 * 16 + 1
-FINAL_NORM = 3 * 8 + 1
+KEPT_ATTENTION = 2 * 8 + 7 * 16 + 2 * 8 + (1 + 2 * 4 + 2)  # hidden, query and key widths, statistics
+LAYER = KEPT_ATTENTION + 2 * 8 + 3 * 16 + 1
+FINAL_NORM = 2 * 8 + 1
 IDS, IMAGE_TOKEN = 2, 8 + 4  # an int64; features, two int64 indices
 STEM, MERGER = 3 * 2 * 4 * 4 + 12, (4 * 32 + 2 * 4) // 4  # for each patch
 TOWER_LAYER = 11 * 8 + 2 * 16 + 4 + 2
@@ -127,7 +127,7 @@ def test_tensor_ranks_share_all_but_token_ids_and_rotary_turns():
 
 def test_experts_keep_what_they_are_sent():
     frozen = "training.freeze=vision,merger"
-    experts = 3 * 8 + 1 + 2 * (8 + 6 * 10) + 6 * 2 + 2 * 8
+    experts = 2 * 8 + 1 + 2 * (8 + 4 * 10) + 6 * 2 + 2 * 8
     balance = 2 * 2 + 8
     layer = KEPT_ATTENTION + experts
     rest = TURNS + FINAL_NORM + IDS
