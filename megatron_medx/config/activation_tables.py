@@ -6,8 +6,9 @@ Widths, by name (`activations.decoder_widths`, `activations.tower_widths`):
     routed_hidden, routed_mlp   hidden and expert width, times the experts that a token is sent to
     heads, kv_heads, experts, chosen, one       so many single numbers
 
-`torch` is what Megatron's local layers and ours (models/layers.py, models/torch_kernels.py) keep without context parallelism where a key head
-serves several query heads; with a head each they keep less. Counted in tests/unit/config/test_memory_counts.py.
+`torch` is what Megatron's local layers and ours (models/layers.py, models/torch_kernels.py) keep without context
+parallelism where a key head serves several query heads; with a head each they keep less. Counted in
+tests/unit/config/test_memory_counts.py.
 
 `transformer_engine` is an estimate, read in the code and not measured: TransformerEngine 2.20 (of its pytorch folder
 module/layernorm_linear.py, linear.py, grouped_linear.py, ops/basic/rmsnorm.py, permutation.py, and of

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib
 import os
-import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_medx.parallel import weight_gradients
 from megatron_medx.parallel.lone_rank import among_others, coalesced_among_others
 from megatron_medx.parallel.torch_adamw import FusedAdamW, with_initial_state, with_own_steps, without_step
 
@@ -238,7 +236,6 @@ def enable_cpu_backend(announce: Callable[[str], None] | None = None) -> bool:
     if _active is None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        sys.modules[weight_gradients.EXTENSION] = weight_gradients
         # All imports come first: dynamo's import-time tables refuse one stand-in under several torch.cuda names.
         owners = [patch.owner() for patch in PATCHES]
         for patch, owner in zip(PATCHES, owners, strict=True):

@@ -222,8 +222,7 @@ def _backend(use_cuda: bool, use_transformer_engine: bool) -> dict[str, Any]:
     }
     # Rotation is ours (models/row_rotary.py); Megatron's fused one restarts angles per segment. Fused gradient
     # accumulation is Apex's: the output layer is Megatron's own linear, also where layers are Transformer Engine's.
-    # On the CPU parallel/weight_gradients.py takes Apex's place.
-    backend |= {"apply_rope_fusion": False, "gradient_accumulation_fusion": not use_cuda}
+    backend |= {"apply_rope_fusion": False, "gradient_accumulation_fusion": False}
     if not use_transformer_engine:
         backend |= dict.fromkeys(("masked_softmax_fusion", "bias_dropout_fusion"), False)
         backend["no_persist_layer_norm"] = True

@@ -139,6 +139,25 @@ def test_logits_loss_and_gradients_equal_transformers(model, images, one_rank):
         assert ratio < 1e-5, f"gradient of {key}: relative difference {ratio:.2e}, largest value {size:.2e}"
 
 
+@pytest.mark.parametrize("images", ROWS.values(), ids=ROWS.keys())
+def test_a_resting_tower_changes_no_bit_and_rests_without_images_alone(model, images, one_rank):
+    ours = megatron_model(model, one_rank, stock_model(model))
+    row = row_of(model, samples_of(model, images), align_tokens=8)
+    losses, gradients = {}, {}
+    for ours.tower_rests in (False, True):
+        ours.zero_grad()
+        losses[ours.tower_rests] = our_losses(ours, row)
+        losses[ours.tower_rests].sum().backward()
+        gradients[ours.tower_rests] = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    assert torch.equal(losses[False], losses[True])
+    rests = not len(row.grids_I3)
+    for name, gradient in gradients[False].items():
+        if rests and name.startswith(("vision.", "merger.")):
+            assert gradients[True][name] is None and not gradient.any(), name
+        else:
+            assert torch.equal(gradient, gradients[True][name]), name
+
+
 def gradient_differences(model, ours, stock) -> dict[str, tuple[float, float]]:
     """Key -> (largest difference over largest value, largest value); the whole tower must be silent without images."""
     gradients = {

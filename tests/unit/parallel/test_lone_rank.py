@@ -1,12 +1,9 @@
 """Collectives of a rank alone are left out; all others are passed on."""
 
-import importlib
-import inspect
 from types import SimpleNamespace
 
 import torch
 
-from megatron_medx.parallel import weight_gradients
 from megatron_medx.parallel.lone_rank import among_others, coalesced_among_others
 
 BUFFER = torch.arange(6.0)
@@ -32,19 +29,3 @@ def test_nothing_is_coalesced_for_a_rank_alone():
         pass
     work.wait()
     assert not managers and manager(pair, async_ops=False) is pair
-
-
-def test_weight_gradients_add_up_in_the_buffer():
-    torch.manual_seed(0)
-    inputs, grads, buffer = torch.randn(5, 3), torch.randn(5, 4), torch.ones(4, 3)
-    weight_gradients.wgrad_gemm_accum_fp32(inputs, grads, buffer)
-    torch.testing.assert_close(buffer, 1 + grads.t() @ inputs)
-    halves = [x.bfloat16() for x in (inputs, grads)]
-    weight_gradients.wgrad_gemm_accum_fp32(*halves, buffer.fill_(2))
-    torch.testing.assert_close(buffer, 2 + (halves[1].t() @ halves[0]).float())
-
-
-def test_megatrons_linears_ask_for_that_name():
-    layers = importlib.import_module("megatron.core.tensor_parallel.layers")
-    backward = inspect.unwrap(layers.LinearWithGradAccumulationAndAsyncCommunication.backward)
-    assert {weight_gradients.EXTENSION, "wgrad_gemm_accum_fp32"} <= set(backward.__code__.co_names)
