@@ -100,14 +100,14 @@ def decoder_row(config: RunConfig, load: RowLoad, layers: int, fp8_layers: int =
 
 
 def first_stage_row(config: RunConfig, load: RowLoad) -> RowBytes:
-    """Return the bytes of one row between tower and decoder: token ids, and image tokens in their places.
+    """Return the bytes of one row between tower and decoder: ids for the embedding's gradient, image tokens in places.
 
     The DeepStack levels of all tokens, zero at text, are there until the decoder is through; recomputed layers keep
     them.
     """
     model, value = config.model, PRECISIONS[config.precision.dtype].activation
     levels = len(model.vision.deepstack_layers)
-    stays = 2.0 * WORD * load.tokens * config.parallel.tensor
+    stays = 2.0 * WORD * load.tokens * config.parallel.tensor * ("language" not in config.training.freeze)
     if not {"vision", "merger"} <= set(config.training.freeze):
         widths = {"features": (1 + levels) * model.hidden_size, "one": 1}
         stays += load.image_tokens * _bytes([IMAGE_TOKEN], widths, value, True)

@@ -105,10 +105,6 @@ class PackedAttention(MegatronModule):
             # One gather for both; on each rank only its own queries' part of the gradient arises.
             joined = gather_from_sequence_parallel_region(torch.cat((key, value), dim=1), group=self.cp_group)
             key, value = joined.index_select(0, order).chunk(2, dim=1)
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            # torch's CPU flash kernel takes equal head counts only; its grouped path materializes all scores.
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         lengths = borders.diff().tolist()
         if ranks > 1:
             queries = query.split([length // ranks for length in lengths])
@@ -125,8 +121,10 @@ class PackedAttention(MegatronModule):
         `number` segments, each with its share of the queries and keys, are one call: (number, N, L / number, D).
         """
         heads_first = (x.unflatten(0, (number, -1)).transpose(1, 2) for x in (query, key, value))
-        is_causal = self.is_causal and mask is None
-        out = scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=is_causal, scale=self.scale)
+        grouped, is_causal = query.shape[1] != key.shape[1], self.is_causal and mask is None
+        out = scaled_dot_product_attention(
+            *heads_first, attn_mask=mask, is_causal=is_causal, scale=self.scale, enable_gqa=grouped
+        )
         return out.transpose(1, 2).flatten(0, 1)
 
     def _attend_two_pieces(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -109,6 +109,11 @@ def _l2_norm(chunk_size, noop_flag, tensor_lists, per_tensor, *args) -> tuple[to
     return torch.linalg.vector_norm(torch.cat(norms)).float()[None], None
 
 
+def _scale(chunk_size, noop_flag, tensor_lists, scale: float) -> None:
+    """Multiply the tensors of the first list, which are those of the second, where they lie."""
+    torch._foreach_mul_(tensor_lists[0], scale)
+
+
 def _as_on_cpu(tensor, as_numpy: bool = False, record_stream: bool = False):
     return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
@@ -156,6 +161,12 @@ PATCHES = (
         "l2_norm_impl",
         _l2_norm,
         "inexact in float32, so that clipping would depend on the grid",
+    ),
+    Patch(
+        "megatron.core.optimizer.clip_grads",
+        "multi_tensor_scale_impl",
+        _scale,
+        "the one for where Apex is missing makes each product in new memory and copies it back",
     ),
     Patch(_ASYNC_CALLS, "warmup_persistent_caller", _no_op, "the worker picks its GPU among none and dies"),
     Patch(

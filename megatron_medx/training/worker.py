@@ -121,8 +121,8 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO, listene
             )
         watchdog.still_ending()
         interruption.tell_at_once()
-        hurried = [Hurried(keeper)] if keeper and interruption.by_signal else followers
-        finish_together(hurried, watchdog.still_ending)
+        finishers = [Hurried(keeper)] if keeper and interruption.by_signal else followers
+        finish_together(finishers, watchdog.still_ending)
     finally:
         watchdog.stop()
         monitor.close()
