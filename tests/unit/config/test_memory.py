@@ -57,7 +57,7 @@ def grid(world_size: int, **axes: int) -> list[str]:
 ATTENTION = 8 * 2 * 16 + 8 * 2 * 8  # query and output 8 x 16, key and value 8 x 8
 NORMS = 2 * 8 + 2 * 4
 TURNS = 2 * 4  # rotary cosines and sines, of decoder heads as of tower heads
-KEPT_ATTENTION = 2 * 8 + 7 * 16 + 2 * 8 + (1 + 2 * 4 + 2)  # hidden, query and key widths, statistics
+KEPT_ATTENTION = 2 * 8 + 5 * 16 + 3 * 8 + (1 + 2 * 4 + 2)  # hidden, query and key widths, statistics
 LAYER = KEPT_ATTENTION + 2 * 8 + 3 * 16 + 1
 FINAL_NORM = 2 * 8 + 1
 IDS, IMAGE_TOKEN = 2, 8 + 4  # an int64; features, two int64 indices
