@@ -25,7 +25,6 @@ _CPU = torch.device("cpu")
 
 ENVIRONMENT = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # Megatron's argument check asks for it under tensor parallelism
-    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks the kernel for 2 MB pages: new memory comes several times as fast
     "TORCHDYNAMO_DISABLE": "1",  # Megatron's jit_fuser is torch.compile, which costs a C++ build per function on CPU
 }
 """Set where unset, before megatron is imported."""
