@@ -64,7 +64,7 @@ $(STAMP): setup.py constraints.txt Makefile
 		exit 2; fi
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): 7 GB on disk, some minutes, silent unless something is wrong"
-	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[demo,slides,dali,test]'
+	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[demo,slides,dali,wandb,mlflow,test]'
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --no-deps $(FILES_ONLY)
 	@touch $@
 

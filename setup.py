@@ -23,6 +23,8 @@ RUN = [
     "pyyaml>=6,<7",
     "jinja2>=3.1,<4",
     "rich>=13",
+    "orjson>=3.10",  # long metrics.jsonl, read
+    "bokeh>=3.7,<4",  # pages of `medx report`, with its script inside
     "matplotlib>=3.9",
     "tensorboard>=2.16",
     "psutil>=5.9",  # Megatron's checkpoint writers fail without it
@@ -47,6 +49,7 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
+    "playwright>=1.50,<2",  # drives the distribution's Chromium
     "jsonschema>=4.18,<5",
 ]
 
@@ -54,6 +57,10 @@ TEST = [
 RL = ["trl>=1.16,<2", "jmespath>=1"]  # SFT and GRPO; jmespath for tools
 SERVE = ["transformers[serving]>=5.17,<6"]  # an OpenAI-style server that also runs on a CPU
 EVAL = ["lm-eval>=0.4.13,<0.5"]
+
+# Trackers beside TensorBoard.
+WANDB = ["wandb>=0.19"]
+MLFLOW = ["mlflow-skinny>=3,<4"]
 
 GPU = ["megatron-core[te]==0.19.2"]  # Transformer Engine; its torch part is built from source against the CUDA toolkit
 
@@ -64,6 +71,7 @@ setup(
     packages=find_packages(include=["megatron_medx", "megatron_medx.*"]),
     package_data={
         "megatron_medx.data": ["samples.schema.json", "inspection/show.html.jinja"],
+        "megatron_medx.report": ["*.jinja", "*.css"],
         "megatron_medx.checkpoint": ["card/model_card.md.jinja"],
     },
     python_requires=">=3.12",
@@ -75,6 +83,8 @@ setup(
         "rl": RL,
         "serve": SERVE,
         "eval": EVAL,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
         "test": TEST,
         "gpu": GPU,
     },

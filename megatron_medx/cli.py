@@ -13,6 +13,7 @@ from megatron_medx.cli_arguments import add_command, configured
 from megatron_medx.cli_convert import add_convert_commands
 from megatron_medx.cli_data import add_data_commands
 from megatron_medx.cli_job import add_job_commands
+from megatron_medx.cli_look import add_look_commands
 from megatron_medx.cli_plan import add_plan_command
 from megatron_medx.errors import MedxError
 from megatron_medx.terminal import complain, say
@@ -139,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     status = add_command(commands, "status", _status, "say how a run is doing, from the files in its folder")
     status.add_argument("folder", type=Path, metavar="RUN")
     status.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    add_look_commands(commands)
     add_command(commands, "recipes", _recipes, "list the recipes")
     add_convert_commands(commands)
     generate = add_command(commands, "generate", _generate, "ask an exported model a question about images")

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from megatron_medx.config.data import MIXTURE_SUFFIXES, DataSection
+from megatron_medx.config.log import LogSection
 from megatron_medx.config.model import ModelConfig
-
-MIXTURE_SUFFIXES = (".yaml", ".yml")
-"""Of a `data.path` that mixes several data folders."""
 
 PARTS = ("vision", "merger", "language")
 """The three parts of the network that can be frozen or given a learning rate of their own."""
@@ -31,54 +30,6 @@ class RunSection:
     """License of the trained weights as the hub names it, for the model card; empty: that of the base model."""
     seed: int = 1234
     """Seed of the initial weights (with each parameter's name) and of the order of data."""
-
-
-@dataclass(kw_only=True, slots=True)
-class DataSection:
-    """What is trained on and how samples become rows."""
-
-    path: str = ""
-    """Data folder that `medx data build` wrote, or a YAML file that mixes several (see `data/plan/mixture.py`)."""
-    validation_path: str = ""
-    """The same of samples that are not trained on: of a build with `--splits train=0.98,val=0.02` the folder `OUT/val`.
-
-    Shortened and packed like the training data, in an order that no field of the run changes.
-    """
-    processor: str = ""
-    """Hugging Face directory with tokenizer, chat template, image processor; its tokenizer is that of the build.
-
-    Empty means `processor` in the data folder, of a mixture in the first one.
-    """
-    packing: bool = False
-    """True: fill every row with as many samples as fit. False: one sample a row.
-
-    Attention and positions restart per sample either way.
-    """
-    seq_len_tokens: int = 4096
-    """Longest row, in text and image tokens. Longer samples lose slices, then resolution; text is never cut."""
-    max_row_patches: int = 0
-    """Most patches of all images of a row, before merging (4 to a token); 0 means no other limit than the tokens."""
-    min_pixels: int = 65536
-    """Images are scaled up to at least this area (width x height, px)."""
-    max_pixels: int = 16777216
-    """Images are scaled down to at most this area (width x height, px)."""
-    sample_align_tokens: int = 1
-    """Each sample is padded to a multiple of so many tokens inside its row.
-
-    Context parallelism cuts every sample into 2 x parallel.context equal pieces and needs a multiple of that. It is a
-    number of the run, not of the grid, so that rows hold the same samples whatever the grid.
-    """
-    max_bad_fraction: float = 0.0
-    """Largest share of samples that may be unusable: rejected by the build, too long for a row, or damaged since.
-
-    Each is named in a `rejects.jsonl`, of the data folder or of the run. 0 stops at the first.
-    """
-    decoder: str = "pillow"
-    """What decodes and scales images: `pillow`, the reference, or `dali` (optional; on the GPU where there is one)."""
-    num_workers: int = 0
-    """Processes of each rank that read and decode rows; with 0 a thread of the rank does it."""
-    prefetch_rows: int = 2
-    """Rows that are read ahead of the step, at least 1."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -178,10 +129,23 @@ class TrainingSection:
     validate_every_steps: int = 0
     """Loss on `data.validation_path` after every so many steps, and after the last; 0 means never."""
     validate_rows: int = 0
-    """Rows that it is taken over, the first of the validation data, always the same ones.
+    """Most rows that it is taken over, the first of each set, always the same ones.
 
     A multiple of global_batch_rows; 0 means as many such multiples as one epoch holds.
     """
+    validate_at_start: bool = True
+    """Also validate step 0, before anything is learned, of a run that is validated."""
+    validate_generations: int = 0
+    """Samples of each validation set, the first ones, whose last question is answered at each validation, greedily.
+
+    They go to `generations.jsonl`. An answer's every token is a forward pass over all of them.
+    """
+    validate_generation_tokens: int = 32
+    """Longest answer there."""
+    profile: str = ""
+    """Steps A:B, both included, that PyTorch's profiler records on every rank into `profile/`; empty means none."""
+    nvtx: bool = False
+    """Name the parts of a step for NVIDIA Nsight Systems (`nsys profile`)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -266,16 +230,6 @@ class SurvivalSection:
     """
     max_rollbacks: int = 5
     """Times that a run is rolled back before it stops."""
-
-
-@dataclass(kw_only=True, slots=True)
-class LogSection:
-    """What is written while training."""
-
-    every_steps: int = 1
-    """Steps between lines on the terminal when it is not interactive; `metrics.jsonl` has every step."""
-    tensorboard: bool = True
-    """Write TensorBoard events to `<run.folder>/tensorboard`."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -91,6 +91,8 @@ BOUNDS: dict[str, Bound] = {
     "training.global_batch_rows": AT_LEAST_1,
     "training.validate_every_steps": AT_LEAST_0,
     "training.validate_rows": AT_LEAST_0,
+    "training.validate_generations": AT_LEAST_0,
+    "training.validate_generation_tokens": AT_LEAST_1,
     "precision.bf16_first_layers": AT_LEAST_0,
     "precision.bf16_last_layers": AT_LEAST_0,
     "precision.gate_steps": AT_LEAST_0,
@@ -108,6 +110,7 @@ BOUNDS: dict[str, Bound] = {
     "survival.spike_factor": AT_LEAST_0,
     "survival.max_rollbacks": AT_LEAST_0,
     "log.every_steps": AT_LEAST_1,
+    "log.ranks_every_steps": AT_LEAST_0,
 }
 """Key -> interval. A field that may be None is checked only when it is not."""
 

@@ -43,6 +43,9 @@ EVENTS: dict[str, str] = {
     "hang": "step, waited_s, median_s, rank, host: stacks of all ranks are in logs/stacks_rank_<n>.txt",
     "bad_step": "step, what, loss, applied: what is `loss`, `gradient` or `spike`; more in bad_steps.jsonl",
     "rolled_back": "to_step, from_step, first_row, last_row, why: rows that are left out from now on, both included",
+    "tracker_failed": "tracker, why: a tracker is told nothing more in this launch; the run goes on",
+    "profiled": "first_step, last_step, ranks: traces and summaries lie in profile/",
+    "out_of_memory": "step, rank, what: what held most of the memory; a snapshot, if one was recorded, is in profile/",
     "failed": "step, code, rank, why: a launch ended before its time; rank is null where one was lost without a word",
     "finished": "step",
 }

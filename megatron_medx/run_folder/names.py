@@ -1,9 +1,12 @@
 """What lies in a run folder, by name; whoever writes or reads a run's files takes the names from here.
 
-    run.yaml  events.jsonl  metrics.jsonl  validation.jsonl  bad_steps.jsonl  rejects.jsonl  loss.png  tensorboard/
+    run.yaml  events.jsonl  metrics.jsonl  ranks.jsonl  validation.jsonl  generations.jsonl  bad_steps.jsonl
+    rejects.jsonl  loss.png  tensorboard/  wandb/
     precision_gate.json  precision_gate.png  precision_gate/
                    verdict, curves and trials of FP8 against bf16 (training/precision_gate.py)
     lock.json      whose job the folder is (lock.py)
+    profile/       traces and summaries of training.profile; snapshots of memory that ran out (training/profiling/)
+    report.html    of `medx report`
     preflight/     a file of each host, while the preflight looks whether all see them (preflight/shared_files.py)
     logs/          rank_<n>.log, error.txt, stacks_rank_<n>.txt, export_<step>.log
     data/          the tables that the order of rows is worked out from (data/plan/prepare.py); made at each launch
@@ -18,7 +21,12 @@ them without a run.
 
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE, BAD_STEPS_FILE, REJECTS_FILE = "metrics.jsonl", "bad_steps.jsonl", "rejects.jsonl"
+RANKS_FILE, GENERATIONS_FILE = "ranks.jsonl", "generations.jsonl"
 LOCK_FILE = "lock.json"
+REPORT_FILE = "report.html"
+PROFILE = "profile"
+"""Folder of what profiling leaves."""
+
 PREFLIGHT = "preflight"
 
 GATE, GATE_FILE, GATE_PICTURE = "precision_gate", "precision_gate.json", "precision_gate.png"

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import yaml
 
+from megatron_medx.config.data import MIXTURE_SUFFIXES
 from megatron_medx.config.problems import nearest
-from megatron_medx.config.run import MIXTURE_SUFFIXES
 from megatron_medx.errors import DataError
 
 KEYS = ("path", "weight", "max_epochs")

@@ -1,0 +1,1 @@
+"""`medx launch`: a recipe submitted to a cluster from a workstation."""
