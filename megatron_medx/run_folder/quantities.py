@@ -69,8 +69,8 @@ STEP: dict[str, Quantity] = {
     "model_tflops_per_s": Quantity(
         "model TFLOP/s",
         "TFLOP/s/rank",
-        "Floating-point operations that the network needs for the step's tokens and images, tower counted, recomputation "
-        "not, divided by the step time and the number of ranks.",
+        "Floating-point operations that the network needs for the step's tokens and images, tower counted, "
+        "recomputation not, divided by the step time and the number of ranks.",
     ),
     "mfu": Quantity(
         "MFU",
