@@ -3,6 +3,7 @@
 #
 #     slurm/pretrain.sh pretrain_8b data.path=/data/mixture       # on the login node: checks everything, then submits
 #     slurm/pretrain.sh --nodes=4 --time=12:00:00 pretrain_4b     # options of sbatch come before the recipe, with =
+#     slurm/pretrain.sh --test-only pretrain_8b                   # checks everything, submits nothing
 #     sbatch --nodes=8 slurm/pretrain.sh pretrain_8b              # submits at once; the job checks when it starts
 #     sbatch slurm/pretrain.sh demo                               # 2 nodes; on nodes without GPUs 2 tasks each
 #
@@ -38,11 +39,11 @@ usage="sbatch slurm/pretrain.sh RECIPE [overrides]"
 may_submit=yes
 source slurm/job.bash
 
-options=() nodes=()
+options=() nodes=() test_only=""
 while [[ "${1:-}" == -* ]]; do
     [[ "$1" == --* ]] || refuse "option $1" "options of sbatch by their long names, --name=value" "$usage"
     [[ "$1" != --nodes=* ]] || nodes=(--nodes "${1#--nodes=}")
-    options+=("$1")
+    if [[ "$1" == --test-only ]]; then test_only=yes; else options+=("$1"); fi
     shift
 done
 [[ $# -gt 0 ]] || refuse "no recipe" "the name of one, then overrides" "sbatch slurm/pretrain.sh pretrain_8b"
@@ -72,6 +73,10 @@ submit() { # the login node's part: nothing is queued that the job would refuse
     said="$(sbatch --test-only "${options[@]}" "$0" "$@" 2>&1)" || refuse "sbatch --test-only ${options[*]}: $said" \
         "account, partition and nodes that Slurm grants" "set SBATCH_ACCOUNT, SBATCH_PARTITION, ... in \
 slurm/clusters/NAME.env and MEDX_CLUSTER=NAME, or give --account=..., --partition=..., --nodes=... before the recipe"
+    if [[ -n "$test_only" ]]; then
+        echo "nothing is submitted, $number nodes would be; its folder: $run"
+        return
+    fi
     echo "job $(sbatch --parsable "${options[@]}" "$0" "$@") is submitted, $number nodes; its state: medx status $run"
 }
 

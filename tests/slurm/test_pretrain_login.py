@@ -65,6 +65,15 @@ def test_options_of_sbatch_come_before_the_recipe(login, tasks, answers, submiss
     )
 
 
+def test_with_test_only_everything_is_checked_and_nothing_submitted(login, tasks, answers, submissions):
+    answers(check=[SUBMIT])
+    done = login("--time=1:00:00", "--test-only", "demo")
+    assert done.returncode == 0, done.stderr
+    assert check_words(tasks)[:3] == ["job", "check", "demo"]
+    assert submissions() == ["--test-only --nodes=8 --job-name=medx-demo-slurm --time=1:00:00 slurm/pretrain.sh demo"]
+    assert done.stdout.splitlines()[-1] == "nothing is submitted, 8 nodes would be; its folder: runs/demo-slurm"
+
+
 @pytest.mark.parametrize(
     ("gres", "changes", "per_node"),
     [
