@@ -7,7 +7,7 @@ imports included, and forces what it writes to disk too. Both run in each round,
 source dropped from the page cache first, so that the disk's moods fall on both alike; the ratio is that of the median
 times. Targets: under 1.7 times the rival's time, and under 1.5 GB of resident memory.
 
-Resident memory is the kernel's own count of the process (`ru_maxrss`), pages of mapped files included, though these
+Resident memory is the kernel's own count of the process (VmHWM), pages of mapped files included, though these
 could be dropped at any time; the part that could not, anonymous memory, is sampled and stands beside.
 
 The source is a Hugging Face directory of Qwen3-VL-2B's shapes in bf16, one file, tensors in the order of their names as
@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.measured_child import run_child
 from megatron_medx.checkpoint.hugging_face.hf_directory import HfDirectory, write_companions
 from megatron_medx.checkpoint.hugging_face.hf_files import SINGLE_FILE
 from megatron_medx.checkpoint.hugging_face.safetensors_stream import write_safetensors
@@ -53,9 +54,6 @@ MOST_RATIO, MOST_BYTES = 1.7, 1.5e9
 """Targets: our median time over that of cp and sync, and peak resident memory."""
 
 MOST_PLAN_SECONDS, MOST_PLAN_BYTES = 10.0, 500e6
-
-SAMPLE_SECONDS = 0.01
-"""Between two looks at a child's anonymous memory."""
 
 FOLDERS_AT_ONCE = 4
 """Source, checkpoint, what came back, and the rival's copy lie on the disk together."""
@@ -84,45 +82,6 @@ def different_tensors(first: Path, second: Path) -> list[str]:
     shared = left.specs.keys() & right.specs.keys()
     differ = [key for key in shared if not torch.equal(*(one.read(key).view(torch.int16) for one in (left, right)))]
     return sorted(differ + list(left.specs.keys() ^ right.specs.keys()))
-
-
-def run_child(module: str, *arguments: str | Path, stdout: int | None = None) -> tuple[dict[str, float], bytes]:
-    """Run a Python module in a child: wall and processor seconds, peak resident and anonymous bytes; what it printed.
-
-    Args:
-        module: its name.
-        arguments: of its command line.
-        stdout: PIPE returns what it prints (less than a pipe holds); None lets it through.
-    Raises:
-        CalledProcessError: it failed.
-    """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    start_s = time.perf_counter()
-    with subprocess.Popen(command, stdout=stdout) as child:
-        peak = anonymous = 0
-        while True:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                break
-            peak, anonymous = max(peak, _memory(child.pid, "VmHWM")), max(anonymous, _memory(child.pid, "RssAnon"))
-            time.sleep(SAMPLE_SECONDS)
-        seconds = time.perf_counter() - start_s
-        child.returncode = os.waitstatus_to_exitcode(status)
-        printed = child.stdout.read() if child.stdout else b""
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command)
-    return {
-        "seconds": seconds,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": peak,  # of wait4's usage it would be this process's own, if that is larger
-        "anonymous_bytes": anonymous,
-    }, printed
-
-
-def _memory(pid: int, name: str) -> int:
-    """A process's VmHWM (its peak so far) or RssAnon (what no file stands behind), bytes; 0 once it has ended."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def copy(source: Path, out: Path) -> float:

@@ -18,6 +18,9 @@ INCIDENTS = {
     "locks_taken_over": "lock_taken_over",
     "gave_up": "gave_up",
     "gates": "precision_gate",
+    "trackers": "tracker_failed",
+    "out_of_memory": "out_of_memory",
+    "profiles": "profiled",
 }
 """Key of the report -> the event that it lists, each entry with its time and facts."""
 

@@ -3,7 +3,7 @@
 import collections
 import datetime
 
-from megatron_medx.run_folder.names import LOGS, stacks_file
+from megatron_medx.run_folder.names import LOGS, PROFILE, PROFILE_SUMMARY, stacks_file
 from megatron_medx.status.words import counted, duration
 
 NUM_SHOWN = 3
@@ -125,6 +125,9 @@ def happened(report: dict) -> list[tuple[str, str]]:
         left_out = sum(_num_rows(entry) for entry in found["rollbacks"])
         rows.append(("rollbacks", f"{len(found['rollbacks']):,}, {counted(left_out, 'row')} left out"))
         rows += [("", _rollback(entry)) for entry in found["rollbacks"][-NUM_SHOWN:]]
+    for entry in found["trackers"][-NUM_SHOWN:]:
+        text = f"{entry.get('tracker')} failed and is told nothing more in its launch: {entry.get('why')}"
+        rows.append(("tracker", f"{text}, {clock(entry.get('time'))}"))
     for entry in found["ranks_changed"][-NUM_SHOWN:]:
         rows.append(("ranks", f"{entry.get('before')} became {entry.get('now')}, {clock(entry.get('time'))}"))
     for entry in found["locks_taken_over"][-1:]:
@@ -134,6 +137,12 @@ def happened(report: dict) -> list[tuple[str, str]]:
         last = found["save_failures"][-1]
         text = f"{len(found['save_failures']):,}, the last of step {_number(last.get('step'))}: {last.get('why')}"
         rows.append(("failed saves", f"{text}, {clock(last.get('time'))}"))
+    for entry in found["out_of_memory"][-NUM_SHOWN:]:
+        at = f"rank {entry.get('rank')} at step {_number(entry.get('step'))}"
+        rows.append(("memory ran out", f"{at}, {clock(entry.get('time'))}: {entry.get('what')}"))
+    for entry in found["profiles"][-1:]:
+        steps = f"steps {_number(entry.get('first_step'))} to {_number(entry.get('last_step'))}"
+        rows.append(("profile", f"{steps} of {counted(entry.get('ranks') or 0, 'rank')}: {PROFILE}/{PROFILE_SUMMARY}"))
     return rows
 
 

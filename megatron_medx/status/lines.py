@@ -3,6 +3,7 @@
 import datetime
 
 from megatron_medx.config.checkpoint_folders import METADATA_FILE, TRACKER_FILE
+from megatron_medx.config.validation import MAIN_SET
 from megatron_medx.status.history_lines import attention, happened, jobs, starts
 from megatron_medx.status.words import bytes_text, counted, duration
 
@@ -64,15 +65,23 @@ def _loss(report: dict) -> list[tuple[str, str]]:
         if loss["num_without"]:
             text += f"; {counted(loss['num_without'], 'recent step')} without a finite one"
         rows.append(("loss", text))
-    if validation is not None:
-        text = "not finite" if validation["loss"] is None else f"{validation['loss']:.4f} nats/token"
-        text += f" at step {validation['step']:,}"
-        if None not in (validation["loss"], validation["loss_before"]):
-            text += f", {validation['loss'] - validation['loss_before']:+.4f} to the one before"
-        if validation["best_loss"] is not None:
-            text += f"; best {validation['best_loss']:.4f} at step {validation['best_step']:,}"
-        rows.append(("validation", text))
-    return rows
+    return rows + [("validation" if number == 0 else "", _validated(one)) for number, one in enumerate(validation)]
+
+
+def _validated(one: dict) -> str:
+    """A validation set; the main one is called by nothing but the row."""
+    text = "" if one["set"] == MAIN_SET else f"{one['set']}: "
+    text += "not finite" if one["loss"] is None else f"{one['loss']:.4f} nats/token"
+    text += f" at step {one['step']:,}"
+    if None not in (one["loss"], one["loss_before"]):
+        text += f", {one['loss'] - one['loss_before']:+.4f} to the one before"
+    if one["best_loss"] is not None:
+        text += f"; best {one['best_loss']:.4f} at step {one['best_step']:,}"
+    if one["bits_per_byte"] is not None:
+        text += f"; {one['bits_per_byte']:.4f} bits/byte"
+    if one["accuracy"] is not None:
+        text += f"; {one['accuracy']:.1%} of {counted(one['num_questions'], 'question')} right"
+    return text
 
 
 def _exports(exports: dict | None) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE
 from megatron_medx.config.exports import EXPORTS
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.config.run import RunConfig
-from megatron_medx.config.validation import VALIDATION_FILE
+from megatron_medx.config.validation import MAIN_SET, VALIDATION_FILE
 from megatron_medx.errors import ConfigError
 from megatron_medx.run_folder import events as run_events
 from megatron_medx.run_folder.integrity import tracked_step
@@ -156,22 +156,31 @@ def _loss(metrics: list[dict]) -> dict | None:
     }
 
 
-def _validation(lines: list[dict]) -> dict | None:
-    """The newest validation, the one before it, the best."""
-    lines = [line for line in lines if isinstance(line.get("step"), int)]
-    if not lines:
-        return None
+def _validation(lines: list[dict]) -> list[dict]:
+    """Of each set the newest validation, the one before it, the best; in the order in which sets were first told of."""
+    sets: dict[str, list[dict]] = {}
+    for line in lines:
+        if isinstance(line.get("step"), int):
+            sets.setdefault(str(line.get("set", MAIN_SET)), []).append(line)
+    return [_validated_set(name, of_set) for name, of_set in sets.items()]
+
+
+def _validated_set(name: str, lines: list[dict]) -> dict:
     losses = [_finite(line.get("loss")) for line in lines]
     best = min(
         ((loss, line["step"]) for line, loss in zip(lines, losses, strict=True) if loss is not None), default=None
     )
     return {
+        "set": name,
         "num": len(lines),
         "step": lines[-1]["step"],
         "loss": losses[-1],
         "loss_before": losses[-2] if len(losses) > 1 else None,
         "best_loss": best and best[0],
         "best_step": best and best[1],
+        **{key: _finite(lines[-1].get(key)) for key in ("perplexity", "bits_per_byte", "accuracy")},
+        "num_questions": lines[-1].get("num_questions"),
+        "duration_s": _finite(lines[-1].get("duration_s")),
     }
 
 

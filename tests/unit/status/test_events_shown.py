@@ -17,7 +17,8 @@ FACTS = {
     "resumed_from": 20, "start_s": 9.0, "save_s": 0.25, "bytes": 702, "moved_to": "damaged-iter_0000033",
     "signal": "SIGUSR1", "rank": 1, "host": "node7", "waited_s": 300.0, "median_s": 0.5, "what": "spike", "loss": 8.5,
     "applied": True, "to_step": 20, "from_step": 33, "first_row": 64, "last_row": 87, "passed": False, "gap": 0.0123,
-    "max_gap": 0.005, "steps": 200,
+    "max_gap": 0.005, "steps": 200, "tracker": "W&B",
+    "first_step": 10, "last_step": 12,
 }  # fmt: skip
 """Every fact that an event may have -> a value."""
 

@@ -95,7 +95,12 @@ def test_checkpoints_say_whether_they_are_whole(run):
 
 def test_validation_exports_bad_steps_and_rejects(run):
     losses = {40: 3.0, 80: 2.5, 120: 2.75}
-    run.write("validation.jsonl", "".join(f'{{"step": {s}, "loss": {x}}}\n' for s, x in losses.items()), 90)
+    lines = [{"step": step, "loss": loss} for step, loss in losses.items()]
+    lines += [
+        {"step": step, "set": "chest", "loss": None, "accuracy": 0.75, "num_questions": 1, "bits_per_byte": 0.5}
+        for step in (0, 40)
+    ]
+    run.write("validation.jsonl", "".join(json.dumps(line) + "\n" for line in lines), 90)
     entries = [{"step": s, "folder": f"iter_{s:07d}", "kept": s == 80, "validation_loss": losses[s]} for s in (40, 80)]
     run.write("exports/index.json", json.dumps(entries), 90)
     (run.folder / "exports" / "best").symlink_to("iter_0000080")
@@ -104,8 +109,10 @@ def test_validation_exports_bad_steps_and_rejects(run):
     run.write("rejects.jsonl", "{}\n{}\n", 90)
     run.write("data/rejects.jsonl", "", 0)
     report = run.status(100)
-    shown = {"num": 3, "step": 120, "loss": 2.75, "loss_before": 2.5, "best_loss": 2.5, "best_step": 80}
-    assert report["validation"] == shown
+    main, chest = report["validation"]
+    shown = {"set": "validation", "num": 3, "step": 120, "loss": 2.75, "loss_before": 2.5}
+    assert main.items() >= (shown | {"best_loss": 2.5, "best_step": 80, "accuracy": None}).items()
+    assert chest["set"] == "chest" and (chest["num"], chest["loss"], chest["accuracy"]) == (2, None, 0.75)
     assert report["exports"] == {"steps": [80], "best": 80, "deleted": 1, "damaged": False}
     assert report["bad_steps"] == {
         "num": 1,
@@ -114,7 +121,8 @@ def test_validation_exports_bad_steps_and_rejects(run):
     assert report["rejects"] == {"damaged": 2, "too_long": 0}
     text = "\n".join(status_lines(report))
     for part in (
-        "2.7500 nats/token at step 120, +0.2500 to the one before; best 2.5000 at step 80",
+        "validation   2.7500 nats/token at step 120, +0.2500 to the one before; best 2.5000 at step 80\n",
+        "\n             chest: not finite at step 40; 0.5000 bits/byte; 75.0% of 1 question right\n",
         "1 kept, the last of step 80; 1 gave way to better ones; best: step 80",
         "1, the last step 33: loss not finite, loss nan, 2 samples",
         "2 lines of damaged samples",
