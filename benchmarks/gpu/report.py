@@ -7,12 +7,10 @@ Results are a dictionary section -> piece -> figures, as gpu.py writes it after 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.gpu.profile import scaled
 from benchmarks.gpu.shapes import FP8_RECIPES, FP8_SIZE, ROWS_PER_STEP, SIZES
 from megatron_medx.errors import ConfigError
-
-PEAK_BF16_FLOPS = {"H100": 989.4e12, "H200": 989.4e12}
-"""Part of the GPU's name -> dense bf16 peak, FLOP/s: NVIDIA's data sheets of the SXM parts, without sparsity."""
+from megatron_medx.planner.hardware import PEAK_BF16_FLOPS, peak_bf16_flops
+from megatron_medx.training.profiling.vocabulary import OPTIMIZER
 
 MFU_TARGET = 0.45
 
@@ -41,11 +39,10 @@ def peak(device_name: str) -> float:
     """Dense bf16 peak of a GPU, FLOP/s.
 
     Raises:
-        ConfigError: a GPU whose peak is not stated here, so that it has no MFU.
+        ConfigError: a GPU whose peak is not stated, so that it has no MFU.
     """
-    for part, flops in PEAK_BF16_FLOPS.items():
-        if part in device_name:
-            return flops
+    if (flops := peak_bf16_flops(device_name)) is not None:
+        return flops
     known = ", ".join(PEAK_BF16_FLOPS)
     raise ConfigError(
         f"no peak stated for {device_name}", f"one of {known}", "add it to PEAK_BF16_FLOPS, with its source"
@@ -196,9 +193,17 @@ def profile_lines(name: str, piece: Mapping) -> list[str]:
     return lines
 
 
+def scaled(by_part: Mapping[str, float], profiled_rows: int, rows: int) -> dict[str, float]:
+    """Seconds of a step of `rows` rows, from a profiled one of fewer: all but the optimizer grows with them.
+
+    Example: 2 rows with a decoder of 0.2 and an optimizer of 0.05 give, for 16, 1.6 and 0.05.
+    """
+    return {part: seconds if part == OPTIMIZER else seconds * rows / profiled_rows for part, seconds in by_part.items()}
+
+
 def scaled_kinds(part: str, kinds: Mapping[str, float], rows: int) -> dict[str, float]:
     """Seconds of a part's kinds in a step of ROWS_PER_STEP rows; the optimizer's stay as they are."""
-    factor = 1 if part == "optimizer" else ROWS_PER_STEP / rows
+    factor = 1 if part == OPTIMIZER else ROWS_PER_STEP / rows
     return {kind: seconds * factor for kind, seconds in kinds.items()}
 
 

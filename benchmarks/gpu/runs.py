@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.gpu.profile import profile, read_trace
 from benchmarks.gpu.shapes import PROFILED_ROWS, Device
-from benchmarks.gpu.train import TRACE_FILE
 from megatron_medx.config.files import write_run_yaml
 from megatron_medx.config.run import RunConfig
-from megatron_medx.run_folder.names import GATE_FILE, LOGS, METRICS_FILE, rank_log
-from megatron_medx.training.monitor import read_metrics
+from megatron_medx.run_folder.names import GATE_FILE, LOGS, METRICS_FILE, PROFILE, rank_log, summary_file
+from megatron_medx.training.step_lines import read_metrics
 
 WARM_STEPS, COUNTED_STEPS = 3, 8
 """Steps of a run before those that count, and those."""
@@ -109,12 +107,23 @@ def profiled(programs: Programs, config: RunConfig, warm_steps: int = WARM_STEPS
     Raises:
         Failed: the run did not make its steps.
     """
-    config.training.global_batch_rows = PROFILED_ROWS
-    facts = _train(programs, config, warm_steps + 1, ["--profile"])
-    trace = config.run_folder / TRACE_FILE
-    found = profile(read_trace(trace))
-    waited_s = read_metrics(config.run_folder / METRICS_FILE)[-1]["data_wait_s"]
-    return facts | found._asdict() | {"rows": PROFILED_ROWS, "data_wait_s": waited_s}
+    step = warm_steps + 1
+    config.training.global_batch_rows, config.training.profile = PROFILED_ROWS, f"{step}:{step}"
+    facts = _train(programs, config, step, [])
+    return facts | profile_figures(json.loads((config.run_folder / PROFILE / summary_file(0)).read_text()))
+
+
+def profile_figures(summary: dict) -> dict:
+    """What the summary of one profiled step says (training/profiling/summary.py), in the form that is kept."""
+    kinds = {part: entry["kinds"] for part, entry in summary["parts"].items()}
+    return {
+        "profiled_step_s": sum(summary["step_s"]),
+        "busy_s": summary["busy_s"],
+        "data_wait_s": summary["data_wait_s"],
+        "by_part": {part: sum(seconds.values()) for part, seconds in kinds.items()},
+        "by_part_and_kind": kinds,
+        "rows": PROFILED_ROWS,
+    }
 
 
 def figures(steps: Sequence[dict], num_layers: int) -> dict:

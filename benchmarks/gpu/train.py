@@ -1,10 +1,9 @@
 """One measured run: the rank that `medx train` starts, with named changes, ended after some steps.
 
-    python -m benchmarks.gpu.train RUN_YAML OUT_JSON --steps N [--change NAME ...] [--profile]
+    python -m benchmarks.gpu.train RUN_YAML OUT_JSON --steps N [--change NAME ...]
 
 Prepares the run folder that RUN_YAML names and trains in this process through `training/worker.py`, as `medx train`
-does in a process of its own. After step N it writes OUT_JSON (peak memory, seconds of the profiled step) and leaves
-without a checkpoint. `--profile` traces step N into `<run folder>/trace.json.gz`, with a mark around each part.
+does in a process of its own. After step N it writes OUT_JSON (peak memory) and leaves without a checkpoint.
 
 A change replaces a name of Megatron or of ours before anything is built; each is a switch that a run has no key for.
 """
@@ -15,21 +14,13 @@ import functools
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_medx.config.files import read_run_yaml
 from megatron_medx.training import worker
 from megatron_medx.training.local_ranks import free_port, rank_environment
 from megatron_medx.training.prepare_run import prepare_folder
-
-TRACE_FILE = "trace.json.gz"
-
-MARK = "part:"
-"""Marks of the profile begin with it; the parts are the names in PARTS."""
-
-PARTS = ("tower", "mergers", "embedding", "decoder", "output layer", "loss", "optimizer")
 
 
 def torch_layers() -> None:
@@ -75,86 +66,21 @@ def gradient_accumulation_fusion() -> None:
 CHANGES = {change.__name__: change for change in (torch_layers, fused_rope, gradient_accumulation_fusion)}
 
 
-def mark_parts() -> None:
-    """Let the profiler see where each part of the network and the optimizer begins and ends."""
-    from megatron.core.optimizer.optimizer import ChainedOptimizer, MixedPrecisionOptimizer
-
-    from megatron_medx.models import qwen3_vl
-
-    init = qwen3_vl.Qwen3VLModel.__init__
-
-    @functools.wraps(init)
-    def marked(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        for part, name in (
-            ("tower", "vision"), ("mergers", "merger"), ("embedding", "embedding"), ("decoder", "decoder"),
-            ("output layer", "output_layer"),
-        ):  # fmt: skip
-            module = getattr(self, name)
-            module.forward = _within(part, module.forward)
-        self.compute_language_model_loss = _within("loss", self.compute_language_model_loss)
-
-    qwen3_vl.Qwen3VLModel.__init__ = marked
-    for optimizer in (ChainedOptimizer, MixedPrecisionOptimizer):
-        optimizer.step = _within("optimizer", optimizer.step)
-
-
-def _within(part: str, function: Callable) -> Callable:
-    from torch.profiler import record_function
-
-    @functools.wraps(function)
-    def marked(*args, **kwargs):
-        with record_function(MARK + part):
-            return function(*args, **kwargs)
-
-    return marked
-
-
-def end_after(num_steps: int, out: Path, folder: Path, profile: bool) -> None:
-    """Leave this process once so many steps are in `metrics.jsonl`; the last of them is profiled if asked for."""
+def end_after(num_steps: int, out: Path) -> None:
+    """Leave this process once so many steps are in `metrics.jsonl`."""
     from megatron_medx.training.monitor import StepMonitor
 
-    record, trace = StepMonitor.step, _Trace(folder / TRACE_FILE) if profile else None
+    record = StepMonitor.step
 
     def counted(self, step, *args, **kwargs):
         record(self, step, *args, **kwargs)
-        if trace and step == num_steps - 1:
-            trace.start()
         if step < num_steps:
             return
-        facts = trace.stop() if trace else {}
-        out.write_text(json.dumps(facts | _memory()))
+        out.write_text(json.dumps(_memory()))
         self.close()  # ends the processes that read ahead
         os._exit(0)
 
     StepMonitor.step = counted
-
-
-class _Trace:
-    """torch's profiler over one step; what it costs is in the step."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def start(self) -> None:
-        import torch
-
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=activities)
-        self._profiler.start()
-        self._began_s = time.perf_counter()
-
-    def stop(self) -> dict[str, float]:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        took_s = time.perf_counter() - self._began_s
-        self._profiler.stop()
-        self._profiler.export_chrome_trace(str(self._path))
-        return {"profiled_step_s": took_s}
 
 
 def _memory() -> dict[str, int]:
@@ -173,7 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--change", action="append", choices=tuple(CHANGES), default=[])
-    parser.add_argument("--profile", action="store_true")
     chosen = parser.parse_args(arguments)
 
     config = read_run_yaml(chosen.config)
@@ -185,9 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_up(*args)  # before it nothing may import Megatron: where there is no GPU it changes what is imported
         for name in chosen.change:
             CHANGES[name]()
-        if chosen.profile:
-            mark_parts()
-        end_after(chosen.steps, chosen.out, folder, chosen.profile)
+        end_after(chosen.steps, chosen.out)
 
     worker.set_up_backend = set_up_and_change
     return worker.run_rank(config, folder, resume=False)
