@@ -5,12 +5,15 @@
 # make test-dist  runs over gloo: every axis of the grid, resuming, bad input
 # make test-handoff  exports in transformers, TRL, a server, lm-eval (installs these first)
 # make test-slurm  runs that are disturbed on a real Slurm of emulated nodes (as root; installs Debian packages)
+# make launch-env  nemo-run for `medx launch`, in .venv-launch: its pins clash with training's
 # make clean  remove caches; make clean-all  also .venv and runs/
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 HANDOFF_STAMP := $(VENV)/.installed-handoff
+LAUNCH := .venv-launch
+LAUNCH_STAMP := $(LAUNCH)/.installed
 
 # The first that answers and is new enough; pyenv's shim of a version that is not there answers with an error.
 PYTHON := $(shell for python in python3.12 python3; do \
@@ -27,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest
 FAST := tests --ignore=tests/parity --ignore=tests/distributed --ignore=tests/handoff --ignore=tests/slurm/real \
 	-n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-dist test-handoff test-slurm check env clean clean-all
+.PHONY: demo test test-fast test-dist test-handoff test-slurm check env launch-env clean clean-all
 
 demo: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo.py
@@ -44,7 +47,7 @@ test-fast: env
 test-dist: env
 	$(PYTEST) tests/distributed
 
-test-slurm: env
+test-slurm: env launch-env
 	$(PYTEST) -rs tests/slurm/real
 
 test-handoff: $(HANDOFF_STAMP)
@@ -72,9 +75,16 @@ $(HANDOFF_STAMP): $(STAMP)
 	$(BIN)/python -m pip install $(QUIET) --constraint constraints.txt --editable '.[rl,serve,eval]'
 	@touch $@
 
+launch-env: $(LAUNCH_STAMP)
+
+$(LAUNCH_STAMP): launch-requirements.txt
+	$(PYTHON) -m venv $(LAUNCH)
+	$(LAUNCH)/bin/python -m pip install $(QUIET) --requirement launch-requirements.txt
+	@touch $@
+
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache
 	find megatron_medx tests tools examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 clean-all: clean
-	rm -rf $(VENV) runs data/demo
+	rm -rf $(VENV) $(LAUNCH) .launched runs data/demo

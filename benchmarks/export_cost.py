@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_medx.data.demo.build import build_demo
-from megatron_medx.training.monitor import read_metrics
+from megatron_medx.training.step_lines import read_metrics
 
 TARGET = 0.01
 """Largest share by which exports may lengthen training."""

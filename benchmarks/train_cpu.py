@@ -30,7 +30,7 @@ from megatron_medx.config.files import write_run_yaml
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.overrides import apply_overrides
 from megatron_medx.recipes import get_recipe
-from megatron_medx.training.monitor import read_metrics
+from megatron_medx.training.step_lines import read_metrics
 
 TARGETS = {"mixed": 1.5, "equal": 1.0}
 """Least ratio of our tokens/s to the rival's."""

@@ -17,13 +17,21 @@ from megatron_medx.data.rows import build_row_dataset
 from megatron_medx.generate import Assistant
 from megatron_medx.recipes import get_recipe
 from megatron_medx.terminal import say
-from megatron_medx.training.monitor import read_metrics
+from megatron_medx.training.step_lines import read_metrics
 
 RUN = Path("runs/demo")
 FIRST_GRID = ["parallel.tensor=2", "parallel.pipeline=1"]
 """Every matrix of the decoder on two ranks, sequence parallelism on."""
 SECOND_GRID = ["parallel.tensor=1", "parallel.pipeline=2"]
 """The decoder's layers on two ranks: another grid loads the same checkpoint."""
+VALIDATED = [
+    "data.validation_path=data/demo/held_out/validation",
+    "data.validation_sets.choices=data/demo/held_out/choices",
+    "training.validate_every_steps=60",
+    "training.validate_generations=3",
+    "training.validate_generation_tokens=16",
+]
+"""Samples that are not trained on, multiple-choice questions about such, and answers; also before the first step."""
 
 
 def main() -> int:
@@ -39,9 +47,9 @@ def main() -> int:
 
     say("\n2. Train on two ranks; stop half way, go on from the checkpoint on another grid")
     half = config.training.steps // 2
-    folder = [f"run.folder={RUN}"]
-    medx("train", "demo", *folder, *FIRST_GRID, f"megatron.exit_interval={half}", f"checkpoint.every_steps={half}")
-    medx("train", "demo", *folder, *SECOND_GRID, f"checkpoint.every_steps={half}", "--resume")
+    same = [f"run.folder={RUN}", f"checkpoint.every_steps={half}", *VALIDATED]
+    medx("train", "demo", *same, *FIRST_GRID, f"megatron.exit_interval={half}")
+    medx("train", "demo", *same, *SECOND_GRID, "--resume")
 
     say("\n3. Export as an ordinary Hugging Face directory, compare with the Megatron network")
     medx("convert", "to-hf", f"{RUN}/checkpoints", f"{RUN}/hf")
@@ -50,10 +58,13 @@ def main() -> int:
     say("\n4. Ask the exported model, in plain transformers, what each image is (the model has seen them in training)")
     questions, right = ask_modalities(Path(config.data.path) / SOURCE_FOLDER)
 
-    metrics = read_metrics(RUN / "metrics.jsonl")
+    metrics, validations = (read_metrics(RUN / name) for name in ("metrics.jsonl", "validation.jsonl"))
+    last = {line["set"]: line for line in validations}
     summary = {
         "loss_first": metrics[0]["loss"],
         "loss_last": metrics[-1]["loss"],
+        "validation_loss_last": last["validation"]["loss"],
+        "choices_accuracy_last": last["choices"]["accuracy"],
         "resumed_from_grid": " ".join(FIRST_GRID),
         "resumed_on_grid": " ".join(SECOND_GRID),
         "hf_logits_max_abs_diff": comparison["logits_max_abs_diff"],
@@ -63,6 +74,7 @@ def main() -> int:
     }
     (RUN / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     say(f"\n{json.dumps(summary, indent=2)}\n\ncurve: {RUN}/loss.png   model: {RUN}/hf   summary: {RUN}/summary.json")
+    say(f"look at the run:   . .venv/bin/activate && medx watch {RUN} --once; medx report {RUN}")
     say(
         "ask it yourself:   . .venv/bin/activate && medx generate runs/demo/hf "
         "--image data/demo/source/images/cr-chest.dcm --question 'Which imaging modality is this?'"

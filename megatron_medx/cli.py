@@ -13,6 +13,7 @@ from megatron_medx.cli_arguments import add_command, configured
 from megatron_medx.cli_convert import add_convert_commands
 from megatron_medx.cli_data import add_data_commands
 from megatron_medx.cli_job import add_job_commands
+from megatron_medx.cli_launch import add_launch_command
 from megatron_medx.cli_look import add_look_commands
 from megatron_medx.cli_plan import add_plan_command
 from megatron_medx.errors import MedxError
@@ -152,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     add_data_commands(commands)
     add_job_commands(commands)
+    add_launch_command(commands)
     add_command(commands, "doctor", _doctor, "say what is installed and what will be used")
     return parser
 

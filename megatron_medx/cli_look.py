@@ -9,7 +9,9 @@ from megatron_medx.terminal import say
 WATCH_EPILOG = """examples:
   medx watch runs/demo
   medx watch runs/demo runs/demo-1             # curves laid over each other
-  medx watch runs/demo --once >> daily.log     # one picture, without control characters"""
+  medx watch runs/demo --once >> daily.log     # one picture, without control characters
+
+keys: q quits; d or ? shows what each number is; c goes to the next curve; z shows the last tenth of the steps."""
 
 
 def add_look_commands(commands) -> None:
@@ -23,7 +25,9 @@ def add_look_commands(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     watch.add_argument("folders", nargs="+", type=Path, metavar="RUN")
-    watch.add_argument("--once", action="store_true", help="print the screen once and end, for a log")
+    watch.add_argument(
+        "--once", action="store_true", help="print it once as plain text, as without a terminal, and end"
+    )
     watch.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default 2)")
     report = add_command(commands, "report", _report, "write a run as one HTML page that opens without network")
     report.add_argument("folder", type=Path, metavar="RUN")

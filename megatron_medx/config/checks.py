@@ -20,8 +20,10 @@ from megatron_medx.config.memory import PRECISIONS, checkpoint_bytes
 from megatron_medx.config.nearest_grid import nearest_grid
 from megatron_medx.config.precision import precision_problems
 from megatron_medx.config.problems import Problem, raise_problems
+from megatron_medx.config.profiling import profiling_problems
 from megatron_medx.config.run import PARTS, RunConfig
 from megatron_medx.config.survival import survival_problems
+from megatron_medx.config.trackers import tracker_package_problems, tracker_problems
 from megatron_medx.config.validation import validation_file_problems, validation_problems
 from megatron_medx.config.values import BOUNDS, CHOICES, value_of
 from megatron_medx.errors import CheckpointError
@@ -79,6 +81,7 @@ def check_files(config: RunConfig, resume: bool = False) -> None:
         except CheckpointError as error:
             problems.append(Problem(error.found, error.needed, error.do))
     problems += validation_file_problems(config)
+    problems += tracker_package_problems(config)
     problems += _disk(config)
     raise_problems(problems)
 
@@ -330,12 +333,14 @@ RULES: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("optimizer.", "training.", "data.seq_len_tokens"), _schedule),
     ((), _start),
     (("training.", "data.seq_len_tokens"), validation_problems),
+    (("training.",), profiling_problems),
     (("checkpoint.", "training."), export_problems),
     (("checkpoint.", "training.", "survival."), survival_problems),
     (("data.seq_len_tokens", "data.sample_align_tokens"), _alignment),
     (("model.num_experts",), _mixture_of_experts),
     (("precision.", "model.", "training.steps", "data.seq_len_tokens", "data.sample_align_tokens"), precision_problems),
     (("data.decoder", "data.num_workers"), _decoder),
+    ((), tracker_problems),
     ((), _megatron),
     ((), _folder),
 )

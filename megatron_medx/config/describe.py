@@ -21,6 +21,7 @@ from megatron_medx.config.parameters import (
 )
 from megatron_medx.config.precision import FP8_RECIPES, gate_window
 from megatron_medx.config.run import PARTS, RunConfig
+from megatron_medx.config.validation import MAIN_SET, validation_sets
 
 LOSS_AVERAGES = {"token": "token", "sample": "sample", "sqrt": "sample, weighted by the square root of its tokens"}
 ON_BAD_LOSS = {"stop": "stop the run", "skip": "skip the update", "rollback": "skip, then roll back"}
@@ -202,8 +203,10 @@ def _validation(config: RunConfig) -> list[tuple[str, str]]:
     if not training.validate_every_steps:
         return []
     rows = f"the first {training.validate_rows:,} rows" if training.validate_rows else "all rows"
-    when = f"after every {training.validate_every_steps:,} steps and the last"
-    return [("validation", f"{rows} of {config.data.validation_path}, always the same, {when}")]
+    sets = ", ".join(path if name == MAIN_SET else f"{name} ({path})" for name, path in validation_sets(config).items())
+    when = "at step 0, " * training.validate_at_start + f"after every {training.validate_every_steps:,} steps"
+    asked = f"; {training.validate_generations:,} questions of each answered" * bool(training.validate_generations)
+    return [("validation", f"{rows} of {sets}, always the same, {when} and the last{asked}")]
 
 
 def _exports(config: RunConfig) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Where two configurations differ, named field by field."""
 
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 
@@ -12,11 +13,21 @@ def differences(first: object, second: object, names: tuple[str, str] = ("", "")
         prefix: put before each field's name.
     """
     found = []
+    for name, *values in different_fields(first, second):
+        sides = (f"{value} {side}".strip() for value, side in zip(values, names, strict=True))
+        found.append(f"{prefix}{name} {' and '.join(sides)}")
+    return found
+
+
+def different_fields(first: object, second: object) -> Iterator[tuple[str, object, object]]:
+    """Name, as `model.num_layers`, and both values of every field with two.
+
+    Args:
+        first, second: dataclasses of one type.
+    """
     for field in fields(first):
         one, other = getattr(first, field.name), getattr(second, field.name)
         if is_dataclass(one):
-            found += differences(one, other, names, f"{prefix}{field.name}.")
+            yield from ((f"{field.name}.{name}", *values) for name, *values in different_fields(one, other))
         elif one != other:
-            sides = (f"{value} {name}".strip() for value, name in zip((one, other), names, strict=True))
-            found.append(f"{prefix}{field.name} {' and '.join(sides)}")
-    return found
+            yield field.name, one, other

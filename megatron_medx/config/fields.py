@@ -90,8 +90,11 @@ def from_plain(value: object, kind: object) -> object:
         if not isinstance(value, list):
             raise ValueError(describe_type(kind))
         return _tuple(value, kind, from_plain)
-    if typing.get_origin(kind) is dict and isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        return value
+    if typing.get_origin(kind) is dict:
+        values = typing.get_args(kind)[1]
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            if values is object or all(type(item) is values for item in value.values()):
+                return value
     if kind is float and type(value) in (int, float):
         return _finite(float(value), float)
     if kind in (int, bool, str) and type(value) is kind:  # exact: a bool is no int here
@@ -105,6 +108,7 @@ _NAMES = {
     bool: "true or false",
     str: "a text",
     dict[str, object]: "names with values",
+    dict[str, str]: "names with texts",
 }
 _PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 

@@ -31,6 +31,9 @@ MOVED = {"training.precision": "precision.dtype"}
 PACKAGES = ("torch", "megatron-core", "transformers", "megatron-medx")
 """What provenance gives the versions of."""
 
+COMMIT_FILE = "COMMIT"
+"""Beside the package in a copy that `medx launch` made: the commit that it is of, where git would name another one."""
+
 
 def write_run_yaml(config: RunConfig, path: Path | str, provenance: dict[str, object]) -> None:
     """Write the whole configuration to `path`, atomically, with a header that says how to reproduce the run."""
@@ -93,10 +96,15 @@ def read_model_section(path: Path | str) -> ModelConfig:
     return model
 
 
+def read_provenance(path: Path | str) -> dict[str, object]:
+    """Return what `collect_provenance` wrote into a run.yaml; nothing where it has none."""
+    found = yaml.safe_load(Path(path).read_text()).get("provenance")
+    return found if isinstance(found, dict) else {}
+
+
 def read_command(path: Path | str) -> list[str]:
     """Return the words of the command that wrote a run.yaml, as its provenance has them; none where it has none."""
-    plain = yaml.safe_load(Path(path).read_text())
-    return plain.get("provenance", {}).get("command", "").split()
+    return str(read_provenance(path).get("command", "")).split()
 
 
 def collect_provenance(command: list[str]) -> dict[str, object]:
@@ -117,7 +125,10 @@ def _version(name: str) -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout this package lies in, marked when files differ from it."""
+    """The commit of the checkout or the copy this package lies in, marked when files differ from it."""
+    copied = Path(__file__).parents[2] / COMMIT_FILE
+    if copied.is_file():
+        return copied.read_text().strip()
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)

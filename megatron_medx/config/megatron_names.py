@@ -68,7 +68,7 @@ OURS = {
     "eval_global_batch_size": "<as many rows as a step's>",
     "eval_micro_batch_size": "<one row is one microbatch>",
     "full_validation": "training.validate_rows",
-    "multiple_validation_sets": "data.validation_path",
+    "multiple_validation_sets": "data.validation_sets",
     "start_eval_at_iter": "training.validate_every_steps",
     "skip_train": "<a run trains>",
     "tokenizer_type": "data.processor",

@@ -2,10 +2,12 @@
 
 In: the words after the recipe on the command line. Out: a changed copy of the RunConfig. Every
 word that is wrong is reported in one ConfigError, an unknown key with the nearest one that exists.
-Names below `megatron.` pass through untyped: their values are read as YAML scalars or lists.
+Names below `megatron.` pass through untyped: their values are read as YAML scalars or lists. Below a field that is a
+table of texts, such as `data.validation_sets`, a name is set with `FIELD.NAME=TEXT` and taken out with `FIELD.NAME=`.
 """
 
 import copy
+import functools
 
 import yaml
 
@@ -52,18 +54,37 @@ def _apply(config: RunConfig, text: str) -> Problem | None:
         return Problem(f"override {text!r} without '='", "section.field=value", "write for instance training.steps=5")
     if key.startswith("megatron."):
         return _pass_through(config, key.removeprefix("megatron."), value)
-    kind = keys_of(RunConfig).get(key)
+    keys = keys_of(RunConfig)
+    for table in (name for name, kind in keys.items() if kind == dict[str, str] and key.startswith(f"{name}.")):
+        return _name_in_table(_field(config, table), table, key.removeprefix(f"{table}."), value)
+    kind = keys.get(key)
     if kind is None or key == "megatron":
         return _section_or_unknown(key)
+    if kind == dict[str, str]:
+        return Problem(f"{key}={value}", f"{key} has names below it", f"write {key}.NAME={value or 'VALUE'}")
     try:
         converted = from_text(value, kind)
     except ValueError as error:
         return Problem(f"{key}={value}", f"{key} is {error}", f"change the value after {key}=")
-    *sections, field = key.split(".")
-    target = config
-    for section in sections:
-        target = getattr(target, section)
-    setattr(target, field, converted)
+    section, _, field = key.rpartition(".")
+    setattr(_field(config, section), field, converted)
+    return None
+
+
+def _field(config: RunConfig, key: str) -> object:
+    """The section or value of a key that exists."""
+    return functools.reduce(getattr, key.split("."), config)
+
+
+def _name_in_table(table: dict[str, str], key: str, name: str, value: str) -> Problem | None:
+    """Set one name of a field that is a table, or take it out where the value is empty."""
+    if value:
+        table[name] = value
+    elif name not in table:
+        there = ", ".join(table) or "none"
+        return Problem(f"{key}.{name}= would take {name} out", f"a name that is there: {there}", "correct the name")
+    else:
+        del table[name]
     return None
 
 

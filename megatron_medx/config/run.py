@@ -127,11 +127,14 @@ class TrainingSection:
     their rows out for good. In any case sample ids go to the screen and to `bad_steps.jsonl`.
     """
     validate_every_steps: int = 0
-    """Loss on `data.validation_path` after every so many steps, and after the last; 0 means never."""
-    validate_rows: int = 0
-    """Most rows that it is taken over, the first of each set, always the same ones.
+    """Validate on `data.validation_path` and `data.validation_sets` after every so many steps, and after the last.
 
-    A multiple of global_batch_rows; 0 means as many such multiples as one epoch holds.
+    0 means never.
+    """
+    validate_rows: int = 0
+    """Most rows of each set that are looked at, its first ones, always the same.
+
+    A multiple of global_batch_rows; a set has as many such multiples as one epoch holds at most, and 0 means all.
     """
     validate_at_start: bool = True
     """Also validate step 0, before anything is learned, of a run that is validated."""

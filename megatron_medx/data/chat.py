@@ -16,7 +16,7 @@ from megatron_medx.data.image_grid import num_image_tokens
 from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.patches import Patcher
 from megatron_medx.data.plan.budget import ImageExtent, fit
-from megatron_medx.data.samples import ImagePart, Part, Sample, TextPart
+from megatron_medx.data.samples import ImagePart, Part, Sample, SampleNotes, TextPart
 from megatron_medx.errors import DataError
 
 IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -25,6 +25,10 @@ IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 
 TURN_END, DOCUMENT_END = "<|im_end|>", "<|endoftext|>"
+
+
+class SampleTooLong(DataError):
+    """No rule makes a sample short enough for a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,10 @@ class EncodedSample:
     """(I, 3) int64 patches along (frames, height, width) of each image; I may be 0."""
     images: list[ImageRequest] = field(default_factory=list)
     """The I images, not yet decoded."""
+    folder: int = 0
+    """Number, in the mixture, of the data folder that it was read from."""
+    notes: SampleNotes = field(default_factory=SampleNotes)
+    """What the sample says of itself."""
 
 
 @dataclass(slots=True)
@@ -76,7 +84,8 @@ class SampleEncoder:
             files: the images' files by the names that the sample has for them.
 
         Raises:
-            DataError: placeholders and images differ in number; no rule makes the sample short enough.
+            SampleTooLong: no rule makes the sample short enough.
+            DataError: placeholders and images differ in number.
         """
         tokens_S, weights_S = render_tokens(sample, self.tokenizer)
         at = placeholders(sample, tokens_S, self.tokenizer)
@@ -108,12 +117,13 @@ class SampleEncoder:
             weights_S.repeat_interleave(repeats),
             torch.tensor(fitted.grids, dtype=torch.int64).reshape(-1, 3),
             [ImageRequest(files[part.image], part.view, grid) for part, grid in zip(kept, fitted.grids, strict=True)],
+            notes=sample.notes,
         )
 
 
-def too_long(sample_id: str, text_tokens: int, num_images: int, limit_tokens: int) -> DataError:
+def too_long(sample_id: str, text_tokens: int, num_images: int, limit_tokens: int) -> SampleTooLong:
     """The error for a sample that no rule makes short enough for a row."""
-    return DataError(
+    return SampleTooLong(
         f"sample {sample_id} has {text_tokens} tokens, one for each of its {num_images} images",
         f"at most {limit_tokens} (data.seq_len_tokens, a multiple of data.sample_align_tokens)",
         "raise data.seq_len_tokens or split the sample; data.max_bad_fraction above 0 leaves such samples out",

@@ -46,11 +46,8 @@ def collate(
     borders = [0, *accumulate(aligned_tokens(len(sample.tokens_S), sample_align_tokens) for sample in samples)]
     length = padded_tokens(borders[-1], align_tokens, pad_to_tokens)
     if borders[-1] > length:
-        raise DataError(
-            f"a row of {borders[-1]} tokens (samples {', '.join(sample.sample_id for sample in samples)})",
-            f"at most {length} tokens",
-            "raise data.seq_len_tokens",
-        )
+        found = f"a row of {borders[-1]} tokens (samples {', '.join(sample.sample_id for sample in samples)})"
+        raise DataError(found, f"at most {length} tokens", "raise data.seq_len_tokens")
     tokens = torch.full((length,), pad_token_id)
     labels, weights, positions = torch.zeros_like(tokens), torch.zeros(length), tokens.new_empty(3, length)
     for sample, (start, end) in zip(samples, pairwise(borders), strict=True):
@@ -69,6 +66,8 @@ def collate(
         vision_index_M=(tokens == image_token_id).nonzero()[:, 0],
         sample_ids=[sample.sample_id for sample in samples],
         sample_tokens=[len(sample.tokens_S) for sample in samples],
+        sample_folders=[sample.folder for sample in samples],
+        sample_notes=[sample.notes for sample in samples],
     )
 
 

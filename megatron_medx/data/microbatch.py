@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_medx.data.samples import SampleNotes
+
 
 @dataclass(slots=True)
 class Microbatch:
@@ -38,3 +40,7 @@ class Microbatch:
     """The N samples, in order."""
     sample_tokens: list[int]
     """Tokens of each of the N samples, alignment not counted."""
+    sample_folders: list[int]
+    """Data folder of each of the N samples: its number in the mixture."""
+    sample_notes: list[SampleNotes]
+    """What each of the N samples says of itself."""

@@ -80,6 +80,7 @@ class RowDataset(Dataset):
         self._decoder = make_decoder(data.decoder, patcher)
         self._max_bad = data.max_bad_fraction * sum(map(len, self.tables))
         self._wanted, self._rejects = wanted, rejects
+        self.align_tokens = align_tokens
         self._model, self._freeze = model, config.training.freeze
         self._layout = {
             "image_token_id": model.image_token_id,
@@ -107,7 +108,11 @@ class RowDataset(Dataset):
         while not encoded:
             next_row += 1
             encoded = self._encoded(self.plan.row(next_row)[:1])
-        return collate(encoded, self._pixels(encoded), **self._layout)
+        return self.lay(encoded, self._layout["pad_to_tokens"])
+
+    def lay(self, samples: list[EncodedSample], pad_to_tokens: int | None) -> Microbatch:
+        """These samples side by side, their images decoded, padded to so many tokens instead of the rows' number."""
+        return collate(samples, self._pixels(samples), **self._layout | {"pad_to_tokens": pad_to_tokens})
 
     def cost(self, j: int) -> float:
         """Estimated FLOPs of row j, forward and backward, padding included: rows are dealt to ranks by it.
@@ -129,6 +134,7 @@ class RowDataset(Dataset):
             try:
                 stored = self.readers[source].read(number)
                 encoded.append(self.encoder.encode(stored.sample, stored.files))
+                encoded[-1].folder = source
             except DamagedSample as error:  # all ranks of the row meet it alike; of no other error is that sure
                 self._leave_out(source, number, error)
         return encoded

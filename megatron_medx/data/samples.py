@@ -11,6 +11,8 @@ records have the same form. A line is a conversation or an interleaved document:
 `content` may be a text instead of a list of parts. Optional fields:
 
     of the line      modality, source, license, language, patient     texts; see NOTES
+                     choice                                           of a conversation that is one option of a
+                                                                      multiple-choice question; see `Choice`
                      metadata                                         a JSON object; checked to be one, never read
     of an assistant  weight                                           from 0 to 1000, default 1: each of the turn's
                                                                       tokens counts for so many in the loss
@@ -27,6 +29,7 @@ The same as a JSON Schema stands in `samples.schema.json` and is printed by `med
 together. That ids occur once, only the build can see. Nothing here opens an image or knows a tokenizer.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +92,27 @@ Part = TextPart | ImagePart | StackPart
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Of which multiple-choice question a conversation is one option: the prompt asks, the answer is the option."""
+
+    question: str
+    """Id that the samples of all options share."""
+    num_choices: int
+    """Options of the question, each a sample of its own."""
+    correct: bool
+    """Whether this is the right one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleNotes:
+    """What validation tells samples apart by; empty and None where a sample does not say."""
+
+    modality: str = ""
+    source: str = ""
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
@@ -110,6 +134,12 @@ class Sample:
     license: str = ""
     language: str = ""
     patient: str = ""
+    choice: Choice | None = None
+
+    @property
+    def notes(self) -> SampleNotes:
+        """What goes with the sample into its row."""
+        return SampleNotes(self.modality, self.source, self.choice)
 
     @property
     def images(self) -> list[ImagePart]:
@@ -150,7 +180,7 @@ def parse_sample(record: dict) -> Sample:
     sample_id = record.get("id")
     if not isinstance(sample_id, str) or not sample_id:
         raise ValueError(f"id {_short(sample_id)}", "an id that is a text")
-    optional = (*NOTES, "metadata")
+    optional = (*NOTES, "choice", "metadata")
     unknown = sorted(set(record) - {"id", "messages", "content", *optional})
     if unknown:
         raise ValueError(f"unknown field {', '.join(unknown)}", f"id, messages or content, {', '.join(optional)}")
@@ -158,12 +188,14 @@ def parse_sample(record: dict) -> Sample:
         both = "both messages and content" if "messages" in record else "neither messages nor content"
         raise ValueError(both, "one of them")
     for name in optional:
-        kind, a_kind = (dict, "an object") if name == "metadata" else (str, "a text")
+        kind, a_kind = (str, "a text") if name in NOTES else (dict, "an object")
         if not isinstance(record.get(name), kind | None):
             raise ValueError(f"{name} {_short(record[name])}", f"{a_kind} as {name}")
     notes = {name: record.get(name) or "" for name in NOTES}
     if "messages" in record:
-        return Sample(sample_id, messages=_messages(record["messages"]), **notes)
+        return Sample(sample_id, messages=_messages(record["messages"]), choice=_choice(record.get("choice")), **notes)
+    if record.get("choice") is not None:
+        raise ValueError("choice of a document", "choice of a conversation: its answer is the option")
     return Sample(sample_id, parts=_parts(record["content"], "content"), **notes)
 
 
@@ -182,6 +214,7 @@ def to_record(sample: Sample, metadata: dict | None = None) -> dict:
     else:
         record["content"] = [_part_record(part) for part in sample.parts]
     record |= {name: getattr(sample, name) for name in NOTES if getattr(sample, name)}
+    record |= {"choice": dataclasses.asdict(sample.choice)} if sample.choice else {}
     return record | ({"metadata": metadata} if metadata else {})
 
 
@@ -196,6 +229,21 @@ def _part_record(part: Part) -> dict:
         record |= {"size": list(part.size)} if part.size else {}
         record |= {"frame": part.view.frame} if part.view.frame else {}
     return record | ({"window": list(part.view.windows)} if part.view.windows else {})
+
+
+def _choice(value: dict | None) -> Choice | None:
+    if value is None:
+        return None
+    if set(value) != {"question", "num_choices", "correct"}:
+        raise ValueError(f"choice {_short(value)}", "an object with question, num_choices and correct")
+    question, num_choices, correct = value["question"], value["num_choices"], value["correct"]
+    if not isinstance(question, str) or not question:
+        raise ValueError(f"choice.question {_short(question)}", "a text, the same for all options of a question")
+    if type(num_choices) is not int or num_choices < 2:
+        raise ValueError(f"choice.num_choices {_short(num_choices)}", "a whole number from 2")
+    if not isinstance(correct, bool):
+        raise ValueError(f"choice.correct {_short(correct)}", "true or false")
+    return Choice(question, num_choices, correct)
 
 
 def _messages(value: object) -> tuple[Message, ...]:

@@ -54,6 +54,14 @@ class Hardware:
 
 H100 = Hardware()
 
+PEAK_BF16_FLOPS = {"H100": H100.bf16_flops, "H200": H100.bf16_flops}
+"""Part of a GPU's name -> dense bf16 peak, FLOP/s: NVIDIA's data sheets of the SXM parts, without sparsity."""
+
+
+def peak_bf16_flops(device_name: str) -> float | None:
+    """The peak of a GPU by the name that CUDA gives it; None where none is stated here."""
+    return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in device_name), None)
+
 
 class Ceiling(NamedTuple):
     """One number that a prediction rests on."""

@@ -1,7 +1,7 @@
 """What lies in a run folder, by name; whoever writes or reads a run's files takes the names from here.
 
     run.yaml  events.jsonl  metrics.jsonl  ranks.jsonl  validation.jsonl  generations.jsonl  bad_steps.jsonl
-    rejects.jsonl  loss.png  tensorboard/  wandb/
+    rejects.jsonl  loss.png  tensorboard/  wandb/  trackers.json
     precision_gate.json  precision_gate.png  precision_gate/
                    verdict, curves and trials of FP8 against bf16 (training/precision_gate.py)
     lock.json      whose job the folder is (lock.py)
@@ -22,10 +22,13 @@ them without a run.
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE, BAD_STEPS_FILE, REJECTS_FILE = "metrics.jsonl", "bad_steps.jsonl", "rejects.jsonl"
 RANKS_FILE, GENERATIONS_FILE = "ranks.jsonl", "generations.jsonl"
+TRACKERS_FILE = "trackers.json"
+"""Tracker -> what it calls the run, so that a run that goes on goes on there."""
+
 LOCK_FILE = "lock.json"
 REPORT_FILE = "report.html"
-PROFILE = "profile"
-"""Folder of what profiling leaves."""
+PROFILE, PROFILE_SUMMARY = "profile", "summary.txt"
+"""Folder of what profiling leaves, and in it the summary of all ranks."""
 
 PREFLIGHT = "preflight"
 
@@ -50,3 +53,18 @@ def rank_log(rank: int) -> str:
 def stacks_file(rank: int) -> str:
     """In the folder of logs: where the threads of a rank stood when a step hung."""
     return f"stacks_rank_{rank}.txt"
+
+
+def trace_file(rank: int) -> str:
+    """In the folder of profiling: what torch's profiler recorded of a rank."""
+    return f"trace_rank_{rank}.json.gz"
+
+
+def summary_file(rank: int) -> str:
+    """In the folder of profiling: where the time of a rank's steps went."""
+    return f"summary_rank_{rank}.json"
+
+
+def memory_file(rank: int) -> str:
+    """In the folder of profiling: the allocations of a rank that ran out of memory."""
+    return f"memory_rank_{rank}.pickle"

@@ -8,11 +8,10 @@ A key is that of a line of `metrics.jsonl`, `ranks.jsonl` or `validation.jsonl`;
 
 from dataclasses import dataclass
 
+from megatron_medx.config.validation import MAIN_SET
+
 PARTS = ("vision", "merger", "language")
 """Parts of the network that rates and gradient norms are told apart by: tower, mergers, decoder with embeddings."""
-
-MAIN_SET = "validation"
-"""Name of the set that `data.validation_path` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,8 @@ VALIDATION: dict[str, Quantity] = {
     "loss": Quantity(
         "validation loss",
         "nats/token",
-        "Cross entropy over all trained tokens of the set's rows, averaged as training.loss_average says.",
+        "Cross entropy over all trained tokens of the set's rows, averaged as training.loss_average says, as if they "
+        "were a single step's.",
     ),
     "perplexity": Quantity(
         "perplexity", "", "e to the mean cross entropy of the set's trained tokens, each counted once."
@@ -117,16 +117,18 @@ VALIDATION: dict[str, Quantity] = {
     "bits_per_byte": Quantity(
         "bits per byte",
         "bits/byte",
-        "Cross entropy of the set's trained tokens in bits, divided by the UTF-8 bytes that they spell: comparable "
-        "between tokenizers.",
+        "Cross entropy in bits of the set's trained tokens, divided by the UTF-8 bytes that they spell: comparable "
+        "between tokenizers. Special tokens, such as <|im_end|>, are no text and count in neither.",
     ),
     "accuracy": Quantity(
         "accuracy",
         "%",
-        "Share of the set's multiple-choice questions whose correct answer has the highest log-likelihood; none in a "
-        "set without such questions.",
+        "Share of the set's multiple-choice questions whose correct option has the highest log-likelihood, summed over "
+        "the tokens of the answer; none in a set without such questions.",
     ),
-    "num_questions": Quantity("questions", "questions", "Multiple-choice questions that accuracy is taken over."),
+    "num_questions": Quantity(
+        "questions", "questions", "Multiple-choice questions that accuracy is taken over: all options looked at."
+    ),
     "rows": Quantity("rows", "rows", "Rows of the set that were looked at."),
     "tokens": Quantity("tokens", "tokens", "Text and image tokens in them, padding not counted."),
     "trained_tokens": Quantity("trained tokens", "tokens", "Tokens of them that the loss is taken over."),
@@ -137,7 +139,9 @@ VALIDATION: dict[str, Quantity] = {
     "by_source": Quantity(
         "loss by source", "nats/token", "Mean cross entropy of trained tokens, by the source that samples name."
     ),
-    "duration_s": Quantity("duration", "s", "Seconds that validating the set took: what it costs."),
+    "duration_s": Quantity(
+        "duration", "s", "Seconds that validating the set took: what it costs, generations not counted."
+    ),
 }
 """Of a line of validation.jsonl, one a validation and set."""
 
@@ -154,7 +158,23 @@ DERIVED: dict[str, Quantity] = {
         "mixture", "%", "Share of a source in the tokens of the last steps, beside the share that was planned."
     ),
     "slowest_rank": Quantity(
-        "slowest rank", "", "The rank whose gradients were ready last, and by how much later than the median rank's."
+        "slowest rank",
+        "",
+        "The rank whose gradients were ready last, by the median of the last lines of ranks.jsonl, and how much later "
+        "than the median rank's that was.",
+    ),
+    "trained_s": Quantity("training", "s", "Step times of all steps, less the waits for data."),
+    "waited_s": Quantity(
+        "data wait, all steps", "s", "Seconds of all steps in which the reporting rank waited for rows."
+    ),
+    "validated_s": Quantity("validation, all", "s", "Seconds that all validations took, over all sets."),
+    "saved_s": Quantity("saves", "s", "Seconds that all saves took; asynchronous ones pass beside training."),
+    "started_s": Quantity("starts", "s", "From the start of ranks to the end of their first step, over all launches."),
+    "repeated_s": Quantity(
+        "repeated steps", "s", "An estimate: steps that a launch made again after a restart, at the median step time."
+    ),
+    "rank_lateness": Quantity(
+        "later than the median rank", "%", "A rank's time to gradients over the median rank's of the same step, less 1."
     ),
     "restarts": Quantity("restarts", "launches", "Times that ranks were started again after the first launch."),
 }

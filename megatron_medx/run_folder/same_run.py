@@ -10,9 +10,9 @@ from megatron_medx.errors import ConfigError
 
 MAY_CHANGE = (
     *("parallel.", "survival.", "log.", "checkpoint.", "run.folder ", "run.license "),
-    *("data.num_workers ", "data.prefetch_rows ", "data.decoder ", "data.max_bad_fraction "),
+    *("data.num_workers ", "data.prefetch_rows ", "data.decoder ", "data.max_bad_fraction ", "data.validation_"),
     *("training.elastic ", "training.on_bad_loss ", "training.recompute ", "training.recompute_vision "),
-    *("training.validate_", "precision.gate_"),
+    *("training.validate_", "training.profile ", "training.nvtx ", "precision.gate_"),
 )
 """Beginnings of the fields that say where, how fast and how safely a run goes, not what it learns.
 

@@ -33,8 +33,9 @@ from megatron_medx.run_folder import events
 from megatron_medx.run_folder.names import BAD_STEPS_FILE, METRICS_FILE
 from megatron_medx.training.loss import StepLosses
 from megatron_medx.training.loss_spikes import LossSpikes, losses_before
-from megatron_medx.training.monitor import StepMonitor, read_metrics
+from megatron_medx.training.monitor import StepMonitor
 from megatron_medx.training.rollback import Rollback, how_to_go_on
+from megatron_medx.training.step_lines import read_metrics
 
 SHOWN_SAMPLES = 8
 """Sample ids in a message; the file has all of them."""

@@ -8,7 +8,8 @@ where a partial folder lies. Checkpoints are only read.
     exports/index.json    a list, by step: `step`, `folder`, `validation_loss` (null: not validated, or not finite),
                           `kept` (false: others are better, so it was deleted or
                           never made)
-    exports/best          a link to the kept export of the lowest validation loss; absent without validation
+    exports/best          a link to the kept export of the lowest validation loss; absent without validation. It is that
+                          of data.validation_path, or where there is none of the first of data.validation_sets
     logs/export_<step>.log
 """
 
@@ -30,10 +31,11 @@ import torch.distributed as dist
 from megatron_medx.config.checkpoint_folders import CHECKPOINTS
 from megatron_medx.config.exports import BEST, EXPORTS, INDEX_FILE, exported_step, is_export_due
 from megatron_medx.config.run import RunConfig
-from megatron_medx.config.validation import VALIDATION_FILE
+from megatron_medx.config.validation import MAIN_SET, VALIDATION_FILE, ranking_set
 from megatron_medx.run_folder.integrity import DELETED, folder_name, is_saved, tracked_step
 from megatron_medx.run_folder.names import LOGS
-from megatron_medx.training.monitor import StepMonitor, read_metrics
+from megatron_medx.training.monitor import StepMonitor
+from megatron_medx.training.step_lines import read_metrics
 
 TRACKER_PATIENCE_S = 60.0
 """Longest wait, after training, for a checkpoint to be whole: another host's write to a shared disk shows late."""
@@ -192,7 +194,9 @@ class Exporter:
 
     def _losers(self, entries: Collection[dict]) -> list[int]:
         """Those of `losers`, after the validation losses known by now have been entered."""
-        validations = {line["step"]: line["loss"] for line in read_metrics(self._losses)}
+        of_set = ranking_set(self._config)
+        lines = [line for line in read_metrics(self._losses) if line.get("set", MAIN_SET) == of_set]
+        validations = {line["step"]: line["loss"] for line in lines}
         for entry in entries:
             entry["validation_loss"] = validations.get(entry["step"], entry["validation_loss"])
         validated = bool(self._config.training.validate_every_steps)

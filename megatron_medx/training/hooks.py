@@ -13,6 +13,7 @@ import queue
 import time
 from collections.abc import Sequence
 from multiprocessing.managers import SyncManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import megatron.training.training as megatron_loop
@@ -22,18 +23,16 @@ from megatron.core import mpu
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer_config import ParamKey
-from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from megatron.training import get_args
 
 from megatron_medx.config.run import OptimizerSection, RunConfig
-from megatron_medx.models.qwen3_vl import PART_PREFIXES
 from megatron_medx.parallel.optimizer_state import keep_bucket_padding
+from megatron_medx.training import metric_hooks
 from megatron_medx.training.bad_steps import BadStepGuard
 from megatron_medx.training.interruption import die_with
 from megatron_medx.training.loss import StepLosses
 from megatron_medx.training.monitor import StepMonitor
-from megatron_medx.training.validation import ValidationLog
+from megatron_medx.training.rates import rate_overrides
 
 
 class Follower(Protocol):
@@ -48,17 +47,17 @@ class Follower(Protocol):
 
 def install(
     config: RunConfig,
+    folder: Path,
     resume: bool,
     monitor: StepMonitor,
     losses: StepLosses,
     guard: BadStepGuard,
-    validation: ValidationLog,
     followers: Sequence[Follower],
 ) -> None:
     """Wrap the loop of this process: rates by part, the average's denominator, bad steps, step times, our metrics.
 
     And what is loaded: the rates of this run, not the checkpoint's, and step 0 with a carried optimizer. And what is
-    done between steps: validation is told of, and followers of the checkpoints that are saved.
+    done between steps: followers are told of the checkpoints that are saved.
     """
     keep_bucket_padding()
     if config.checkpoint.async_save:
@@ -71,9 +70,7 @@ def install(
         _load_at_step_0()
     _divide_by_the_denominator(losses)
     _guard_steps(guard)
-    _time_steps(config.optimizer, monitor)
-    _report_steps(monitor)
-    _tell_of_validation(losses, validation)
+    metric_hooks.install(config, folder, monitor, losses)
     if followers:
         _follow_checkpoints(followers, monitor)
     _save_no_step_twice()
@@ -103,19 +100,6 @@ def _give_parts_their_rates(optimizer: OptimizerSection) -> None:
         return config, {**overrides, **rate_overrides(optimizer)}
 
     megatron_loop.get_megatron_optimizer_config = with_rates
-
-
-def rate_overrides(optimizer: OptimizerSection) -> dict[ParamKey, ParamGroupOverride]:
-    """Peak and final learning rate of each part that has its own; all follow the same schedule."""
-    rates = {"vision": optimizer.vision_lr, "merger": optimizer.merger_lr, "language": optimizer.language_lr}
-    overrides = {}
-    for part, rate in rates.items():
-        if rate is not None and rate != optimizer.lr:
-            # Parameters are named inside Megatron's wrappers: "module.vision.patch_embed.weight".
-            patterns = tuple(f"*module.{prefix}*" for prefix in PART_PREFIXES[part])
-            final = optimizer.min_lr * rate / optimizer.lr
-            overrides[ParamKey(name=patterns)] = ParamGroupOverride(max_lr=rate, min_lr=final)
-    return overrides
 
 
 def _keep_own_hyperparameters() -> None:
@@ -188,68 +172,13 @@ def _guard_steps(guard: BadStepGuard) -> None:
     original = megatron_loop.train_step
     parameters = inspect.signature(original)
 
+    @functools.wraps(original)  # those that wrap it as well ask for its parameters
     def guarded(*args, **kwargs):
         said = parameters.bind(*args, **kwargs).arguments
         guard.start_step(said["iteration"] + 1, get_args().consumed_train_samples, said["optimizer"])
         return original(*args, **kwargs)
 
     megatron_loop.train_step = guarded
-
-
-def _time_steps(optimizer: OptimizerSection, monitor: StepMonitor) -> None:
-    """A step is timed around `train_step`: saving and logging are not training.
-
-    The learning rate is asked of the scheduler before it advances, for the base rate: a rank whose parameters are
-    frozen, or all have rates of their own, could not name it.
-    """
-    original = megatron_loop.train_step
-    base = {"max_lr": optimizer.lr, "min_lr": optimizer.min_lr}
-
-    def timed(forward_step_func, data_iterator, model, torch_optimizer, opt_param_scheduler, *args, **kwargs):
-        monitor.learning_rate = opt_param_scheduler.get_lr(base)
-        start = time.perf_counter()
-        result = original(
-            forward_step_func, data_iterator, model, torch_optimizer, opt_param_scheduler, *args, **kwargs
-        )
-        monitor.step_time_s = time.perf_counter() - start
-        return result
-
-    megatron_loop.train_step = timed
-
-
-def _report_steps(monitor: StepMonitor) -> None:
-    """`training_log` is called after every step with the reduced losses, which only the last stage has."""
-    original = megatron_loop.training_log
-    parameters = inspect.signature(original)
-
-    @functools.wraps(original)  # those that wrap it as well ask for its parameters
-    def logged(*args, **kwargs):
-        said = parameters.bind(*args, **kwargs).arguments
-        if said["loss_dict"]:
-            monitor.step(said["iteration"], said["loss_dict"], said["grad_norm"], skipped=bool(said["skipped_iter"]))
-        return original(*args, **kwargs)
-
-    megatron_loop.training_log = logged
-
-
-def _tell_of_validation(losses: StepLosses, validation: ValidationLog) -> None:
-    """`evaluate_and_print_results` runs the loop over the validation rows; its microbatches are those of `losses`.
-
-    Megatron's own sums are of single precision. It is also called after the last step, whether or not that was due.
-    """
-    original = megatron_loop.evaluate_and_print_results
-    parameters = inspect.signature(original)
-
-    def validated(*args, **kwargs) -> None:
-        step = parameters.bind(*args, **kwargs).arguments["iteration"]
-        if validation.is_done(step):
-            return
-        losses.start_step()
-        start = time.perf_counter()
-        original(*args, **kwargs)
-        validation.record(step, losses, time.perf_counter() - start)
-
-    megatron_loop.evaluate_and_print_results = validated
 
 
 def _save_no_step_twice() -> None:

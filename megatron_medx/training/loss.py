@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_medx.training.sample_losses import RowSums, SampleMeter
+
 POWERS = {"token": 0.0, "sample": 1.0, "sqrt": 0.5}
 """`training.loss_average` -> p: a sample's share grows with its trained tokens, not at all, or with their root."""
 
@@ -52,6 +54,10 @@ class MicrobatchLoss:
     """() weighted sum of its token losses; None on stages that compute no loss."""
     denominator: Tensor | None = None
     """() float64 sum of its weights; None where `loss_sum` is."""
+    counts: Sequence[float] = ()
+    """What it holds, from `microbatch_counts` (training/step.py); empty in a validation."""
+    samples: RowSums | None = None
+    """In a validation, its losses by sample; None where `loss_sum` is."""
 
 
 class StepLosses:
@@ -63,10 +69,18 @@ class StepLosses:
 
     def __init__(self) -> None:
         self.microbatches: list[MicrobatchLoss] = []
+        self.meter: SampleMeter | None = None
+        """Sums up the losses of a validation by sample; None in a step."""
 
     def start_step(self) -> None:
-        """Forget the step before."""
+        """Forget the step or the validation before."""
         self.microbatches.clear()
+        self.meter = None
+
+    def start_validation(self, meter: SampleMeter) -> None:
+        """Forget the step before; what comes now is summed up by sample."""
+        self.microbatches.clear()
+        self.meter = meter
 
     def add(self, sample_ids: Sequence[str], num_tokens: int = 0) -> MicrobatchLoss:
         """The entry of the next microbatch, for the loss function to fill in."""

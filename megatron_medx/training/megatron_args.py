@@ -16,6 +16,12 @@ from megatron_medx.config.precision import FP8_RECIPES
 from megatron_medx.config.run import RunConfig
 from megatron_medx.errors import ConfigError
 
+LOGGING: dict[str, Any] = {
+    "log_interval": 1,
+    "tensorboard_dir": None,  # training/trackers/ tells it the same names as everywhere
+    "log_throughput": False,  # Megatron's formula does not know the tower; metrics.jsonl has ours
+}
+
 
 def settings(
     config: RunConfig,
@@ -42,7 +48,7 @@ def settings(
         | _training(config)
         | _fp8(config)
         | _checkpoints(config, folder, resume, start)
-        | _logging(config, folder)
+        | LOGGING
         | _backend(use_cuda, use_transformer_engine)
     )
 
@@ -131,7 +137,7 @@ def _training(config: RunConfig) -> dict[str, Any]:
         "adam_beta2": optimizer.beta2,
         "adam_eps": optimizer.eps,
         "clip_grad": optimizer.clip_grad_norm,
-        "eval_iters": training.validate_rows // training.global_batch_rows if training.validate_every_steps else 0,
+        "eval_iters": int(training.validate_every_steps > 0),  # whether; of each set the hook says how many
         "eval_interval": training.validate_every_steps or training.steps,
         "dataloader_type": "external",
         "rerun_mode": "disabled",
@@ -201,15 +207,6 @@ def _checkpoints(config: RunConfig, folder: Path, resume: bool, start: Path | No
         # Nothing draws random numbers after the initial weights: dropout is 0, the order of data is a function.
         "no_save_rng": True,
         "no_load_rng": True,
-    }
-
-
-def _logging(config: RunConfig, folder: Path) -> dict[str, Any]:
-    return {
-        "log_interval": 1,
-        "tensorboard_dir": str(folder / "tensorboard") if config.log.tensorboard else None,
-        "tensorboard_log_interval": 1,
-        "log_throughput": False,  # Megatron's formula does not know the tower; metrics.jsonl has ours
     }
 
 

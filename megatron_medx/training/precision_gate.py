@@ -140,9 +140,10 @@ def trial_config(config: RunConfig, name: str, section: PrecisionSection, start:
     trial.checkpoint.start_from = start
     trial.checkpoint.async_save, trial.checkpoint.export_every_steps = False, 0
     trial.training.validate_every_steps = 0
+    trial.training.profile, trial.training.nvtx = "", False
     if trial.training.on_bad_loss == "rollback":
         trial.training.on_bad_loss = "skip"  # there is no checkpoint to go back to
-    trial.log.tensorboard = False
+    trial.log = replace(config.log, tensorboard=False, wandb_project="", mlflow_uri="")
     trial.megatron |= {"save": None, "save_interval": None, "exit_interval": config.precision.gate_steps}
     return trial
 

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,8 @@ from megatron.training.arguments import core_transformer_config_from_args
 from megatron_medx.config.checkpoint_folders import CHECKPOINTS
 from megatron_medx.config.model import ModelConfig
 from megatron_medx.config.run import RunConfig
-from megatron_medx.config.validation import validation_config
 from megatron_medx.data.loader import RowLoader, load_rows
 from megatron_medx.data.microbatch import Microbatch
-from megatron_medx.data.plan.validation import VALIDATION_TABLES
 from megatron_medx.data.rows import RowDataset, row_lengths
 from megatron_medx.models.initial_weights import set_initial_weights
 from megatron_medx.models.megatron_config import decoder_architecture
@@ -29,7 +27,7 @@ from megatron_medx.parallel.image_dealing import no_images, own_images
 from megatron_medx.parallel.row_dealing import deal_rows
 from megatron_medx.run_folder.names import DATA, REJECTS_FILE
 from megatron_medx.run_folder.skipped_rows import merged, read_skips, row_at
-from megatron_medx.training.validation import endless_passes
+from megatron_medx.training.gradient_norms import mark_parts
 
 
 def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Callable:
@@ -56,6 +54,7 @@ def make_model_provider(config: RunConfig, use_transformer_engine: bool) -> Call
             tower_rests=tower_may_rest(run),
         )
         set_initial_weights(stage, run.run.seed)
+        mark_parts(stage)
         freeze_parts(stage, run.training.freeze)
         mark_experts(stage)
         return stage
@@ -103,7 +102,9 @@ def mark_experts(stage: torch.nn.Module) -> None:
             parameter.allreduce = False  # Megatron's mark: reduced over the ranks that hold the same experts
 
 
-def make_dataset_provider(config: RunConfig, watch: Callable[[RowLoader], None]) -> Callable:
+def make_dataset_provider(
+    config: RunConfig, watch: Callable[[RowLoader], None], validation: Iterable[Microbatch] | None = None
+) -> Callable:
     """The function with which Megatron asks for data; every rank reads its own, nothing is sent between ranks.
 
     With virtual pipeline stages Megatron asks once a model chunk: the chunks of a rank go through the same rows, a few
@@ -112,6 +113,7 @@ def make_dataset_provider(config: RunConfig, watch: Callable[[RowLoader], None])
     Args:
         config: the run.
         watch: told of the loader, which knows how long steps have waited for rows.
+        validation: this rank's microbatches of one validation after another; None: there are none.
     """
 
     @functools.cache
@@ -122,10 +124,10 @@ def make_dataset_provider(config: RunConfig, watch: Callable[[RowLoader], None])
 
     @functools.cache
     def validation_rows() -> Iterator:
-        return iter(itertools.tee(load_validation_rows(config), config.parallel.virtual_pipeline))
+        return iter(itertools.tee(validation, config.parallel.virtual_pipeline))
 
     def dataset_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
-        return next(rows()), next(validation_rows()) if config.training.validate_every_steps else None, None
+        return next(rows()), None if validation is None else next(validation_rows()), None
 
     dataset_provider.is_distributed = True
     return dataset_provider
@@ -138,16 +140,6 @@ def load_rank_rows(config: RunConfig, position: int) -> RowLoader:
     skipped = merged(read_skips(config.run_folder / CHECKPOINTS))
     rows = rows_of_rank(dataset.cost, position, config.training.global_batch_rows, rank, size, skipped)
     return start_loader(config, dataset, rows)
-
-
-def load_validation_rows(config: RunConfig) -> Iterator[Microbatch]:
-    """The microbatches of this rank of one validation after another, each from the first row on."""
-    validated = validation_config(config)
-    dataset = rank_dataset(validated, config.run_folder / DATA / VALIDATION_TABLES)
-    rank, size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
-    rows = rows_of_rank(dataset.cost, 0, config.training.global_batch_rows, rank, size)
-    of_pass = list(itertools.islice(rows, config.training.validate_rows // size))
-    return endless_passes(functools.partial(start_loader, config, dataset), of_pass)
 
 
 def rank_dataset(config: RunConfig, tables: Path) -> RowDataset:

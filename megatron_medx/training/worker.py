@@ -85,36 +85,36 @@ def train(config: RunConfig, folder: Path, resume: bool, screen: TextIO, listene
     from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
     from megatron_medx.models.specs import transformer_engine_usable
-    from megatron_medx.training import hooks, survival_hooks
+    from megatron_medx.training import hooks, survival_hooks, validation_hooks
     from megatron_medx.training.bad_steps import BadStepGuard
     from megatron_medx.training.exports import Exporter, finish_together
     from megatron_medx.training.keeper import CheckpointKeeper
     from megatron_medx.training.loss import StepLosses
     from megatron_medx.training.machine import check_machine
     from megatron_medx.training.monitor import StepMonitor
+    from megatron_medx.training.profiling import out_of_memory, recorder
     from megatron_medx.training.providers import make_dataset_provider, make_model_provider
     from megatron_medx.training.step import make_forward_step
-    from megatron_medx.training.validation import ValidationLog
 
     check_machine(config)
     use_transformer_engine = transformer_engine_usable()
     arguments = parse_megatron_arguments(config, folder, resume, use_transformer_engine)
-    monitor = StepMonitor(config, folder, screen if reports else None)
-    losses = StepLosses()
-    guard, validation = BadStepGuard(config, folder, losses, monitor), ValidationLog(config, folder, monitor)
+    monitor, losses = StepMonitor(config, folder, screen if reports else None), StepLosses()
+    validation = validation_hooks.set_up(config, folder, monitor, losses)
     exporter = Exporter(config, folder, monitor) if reports and config.checkpoint.export_every_steps else None
     keeper = CheckpointKeeper(config, folder, monitor, exporter) if reports else None
     followers = [follower for follower in (exporter, keeper) if follower is not None]
     interruption = Interruption(listener, folder, config.training.steps, reports)
     survival_hooks.install(interruption, watchdog, first_step_teller(folder, launched_s) if reports else None)
-    hooks.install(config, resume, monitor, losses, guard, validation, followers)
+    hooks.install(config, folder, resume, monitor, losses, BadStepGuard(config, folder, losses, monitor), followers)
+    recorder.install(config, folder, monitor)
     try:
         for follower in followers:
             follower.catch_up()
-        with _ending_early():
+        with _ending_early(), out_of_memory.explained(config, folder, lambda text: report_once(folder, text, screen)):
             pretrain(
                 pretrain_cfg_container_from_args(arguments),
-                make_dataset_provider(config, watch=monitor.watch),
+                make_dataset_provider(config, monitor.watch, validation),
                 ModelType.encoder_or_decoder,
                 make_forward_step(config, losses),
                 model_provider=make_model_provider(config, use_transformer_engine),
@@ -152,7 +152,8 @@ def is_reporter(config: RunConfig) -> bool:
 
 def draw(folder: Path) -> None:
     """Picture of the run so far, when it has done a step."""
-    from megatron_medx.training.monitor import draw_loss_curve, read_metrics
+    from megatron_medx.training.loss_curve import draw_loss_curve
+    from megatron_medx.training.step_lines import read_metrics
 
     if metrics := read_metrics(folder / METRICS_FILE):
         draw_loss_curve(metrics, folder / "loss.png", read_metrics(folder / VALIDATION_FILE))

@@ -27,7 +27,7 @@ from megatron_medx.data.builder.build import build_data
 from megatron_medx.data.builder.options import BuildOptions
 from megatron_medx.data.rows import build_row_dataset
 from megatron_medx.recipes import get_recipe
-from megatron_medx.training.monitor import read_metrics
+from megatron_medx.training.step_lines import read_metrics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning"),  # TRL's own use of transformers

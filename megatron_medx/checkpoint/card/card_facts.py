@@ -25,7 +25,7 @@ from megatron_medx.checkpoint.card.card_stages import (
 from megatron_medx.checkpoint.megatron_files.run_state import run_state
 from megatron_medx.config.checkpoint_folders import CHECKPOINTS, RUN_FILE, is_hf_directory, step_of
 from megatron_medx.config.run import RunConfig
-from megatron_medx.config.validation import VALIDATION_FILE
+from megatron_medx.config.validation import MAIN_SET, VALIDATION_FILE, ranking_set
 from megatron_medx.errors import CheckpointError
 from megatron_medx.run_folder.names import METRICS_FILE
 
@@ -81,7 +81,7 @@ class Source:
     rows: int | None = None
     seen: Seen | None = None
     validation: dict | None = None
-    """Newest line of validation.jsonl up to the step."""
+    """Newest line of validation.jsonl up to the step, of the set that exports are ranked by."""
     data: tuple[Data, ...] = ()
     stages: tuple[str, ...] = ()
     """What the run started from, the nearest first."""
@@ -111,7 +111,8 @@ def read_source(folder: Path, factor: float, notes: list[str]) -> Source:
     source.name = f"{run.run.recipe or source.run_name}, step {step:,}"
     source.grid, source.rows = _state(folder, notes)
     source.seen = _seen(run_folder / METRICS_FILE, step, notes)
-    evaluated = [line for line in _lines(run_folder / VALIDATION_FILE, (), notes) if line["step"] <= step]
+    told = [line for line in _lines(run_folder / VALIDATION_FILE, (), notes) if line["step"] <= step]
+    evaluated = [line for line in told if line.get("set", MAIN_SET) == ranking_set(run)]
     source.validation = max(reversed(evaluated), key=lambda line: line["step"], default=None)
     source.data = _data(root / PLAN_FILE, launched_in(run, root), notes)
     return source

@@ -72,7 +72,7 @@ class BuildTask:
         draft.replace(folder / PART_FILE)
 
     def _take(self, item: Item, tokenizer: PreTrainedTokenizerBase, splits: dict[str, "_SplitWriter"]) -> None:
-        """Store a sample, or its reject, in the split of its patient."""
+        """Store a sample, or its reject, in the split of its patient or question."""
         try:
             prepared = prepare_sample(item, self.options, tokenizer)
         except Rejected as reject:
@@ -82,7 +82,8 @@ class BuildTask:
             splits[split].part.rejects.append(reject.record(sample_id))
         else:
             sample = prepared.sample
-            splits[self.options.split_of(sample.patient or sample.sample_id)].add(prepared)
+            question = sample.choice.question if sample.choice else ""  # its options stay together
+            splits[self.options.split_of(sample.patient or question or sample.sample_id)].add(prepared)
 
 
 class _SplitWriter:

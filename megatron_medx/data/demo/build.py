@@ -2,10 +2,12 @@
 
 Goes out: `source/` with `samples.jsonl`, `images/`, `processor/`, `questions.jsonl` (one modality question a picture,
 with its answer) and `ATTRIBUTION.md`, and around it the data folder that `medx data build` makes of it. Training reads
-the folder like any other.
+the folder like any other. `held_out/validation` and `held_out/choices` are data folders of samples that it lacks, with
+their sources and an `ATTRIBUTION.md` in `held_out/`.
 """
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,11 +21,15 @@ from megatron_medx.data.demo.corpus import (
     text_samples,
     tokenizer_text,
 )
-from megatron_medx.data.demo.pictures import MODALITY_NAMES, PICTURES, write_picture
+from megatron_medx.data.demo.held_out import choice_samples, held_out_samples
+from megatron_medx.data.demo.pictures import HELD_OUT_PICTURES, MODALITY_NAMES, PICTURES, Picture, write_picture
 from megatron_medx.data.demo.tokenizer import write_processor
 from megatron_medx.data.samples import SAMPLES_FILE
 
 SOURCE_FOLDER, QUESTIONS_FILE = "source", "questions.jsonl"
+
+HELD_OUT = "held_out"
+"""Folder of the validation sets, below the data that are trained on."""
 
 SOURCES = (
     ("pydicom", "MIT", "CT, MR, US and NM test images (origin of single files not stated there)"),
@@ -65,9 +71,24 @@ def build_demo(out: Path) -> dict[str, int]:
     Raises:
         DataError: a package is missing.
     """
-    counts = _write_source(Path(out) / SOURCE_FOLDER)
-    build_data(Path(out) / SOURCE_FOLDER, Path(out), BuildOptions(overwrite=True))
+    out = Path(out)
+    counts = _write_source(out / SOURCE_FOLDER)
+    shutil.rmtree(out / HELD_OUT, ignore_errors=True)  # a build enters no folder that holds what is not its own
+    build_data(out / SOURCE_FOLDER, out, BuildOptions(overwrite=True))
+    _build_held_out(out / HELD_OUT, out / SOURCE_FOLDER / "processor")
     return counts
+
+
+def _build_held_out(folder: Path, processor: Path) -> None:
+    """Both validation sets, with the tokenizer of the training data."""
+    icd, (hpo_version, hpo) = read_icd(), read_hpo()
+    for name, records in (("validation", held_out_samples(icd, hpo)), ("choices", choice_samples(hpo))):
+        source = folder / name / SOURCE_FOLDER
+        for picture in HELD_OUT_PICTURES:
+            write_picture(picture, source)
+        _write_lines(source / SAMPLES_FILE, list(records))
+        build_data(source, folder / name, BuildOptions(processor=processor, report_picture=False))
+    (folder / "ATTRIBUTION.md").write_text(_attribution(hpo_version, HELD_OUT_PICTURES), encoding="utf-8")
 
 
 def _write_source(out: Path) -> dict[str, int]:
@@ -86,7 +107,7 @@ def _write_source(out: Path) -> dict[str, int]:
         for picture in PICTURES
     ]
     _write_lines(out / QUESTIONS_FILE, questions)
-    (out / "ATTRIBUTION.md").write_text(_attribution(hpo_version), encoding="utf-8")
+    (out / "ATTRIBUTION.md").write_text(_attribution(hpo_version, PICTURES), encoding="utf-8")
     _write_lines(out / SAMPLES_FILE, records)  # last: a folder with this file is whole
     counts: dict[str, int] = {}
     for record in records:
@@ -98,11 +119,11 @@ def _write_lines(path: Path, records: list[dict]) -> None:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
 
 
-def _attribution(hpo_version: str) -> str:
+def _attribution(hpo_version: str, of: tuple[Picture, ...]) -> str:
     rows = "\n".join(f"| {name} {version(name)} | {license} | {taken} |" for name, license, taken in SOURCES)
     pictures = "\n".join(
         f"| {picture.path} | {picture.modality} | {picture.package}: {picture.file} | {_treatment(picture)} |"
-        for picture in PICTURES
+        for picture in of
     )
     return f"""# Where the demo data come from
 

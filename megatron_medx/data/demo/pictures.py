@@ -120,6 +120,12 @@ def _pictures() -> tuple[Picture, ...]:
 
 PICTURES = _pictures()
 
+HELD_OUT_PICTURES = (
+    *(Picture(f"mr-head-{i}", "MR", "Head", "pydicom-data", "emri_small.dcm", frame=i) for i in (1, 3, 5, 7, 9)),
+    *(Picture(f"us-cine-{i:02d}", "US", "Heart", "pydicom", "examples_ybr_color.dcm", frame=i) for i in (5, 15, 25)),
+)
+"""Not trained on: frames between those that are, so of the same patients."""
+
 MAX_SIDE_PX = 512
 """Longest side of a picture that is written as PNG; training scales far below it."""
 

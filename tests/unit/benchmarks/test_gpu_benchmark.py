@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import profile, report, runs, sections, shapes
+from benchmarks.gpu import report, runs, sections, shapes
 from megatron_medx.config.memory import worst_rank
 from megatron_medx.errors import ConfigError
 
@@ -213,61 +213,6 @@ def test_a_failed_program_tells_its_last_words(tmp_path):
         runs.Programs(tmp_path, 60).run(["nothing_of_that_name"], tmp_path / "log")
 
 
-def event(cat, name, ts, dur, tid=1, **args):
-    return {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "tid": tid, "args": args}
-
-
-def test_a_trace_becomes_parts_and_kinds():
-    """A tower's product forward and backward, the loss, a copy outside of marks, an optimizer's kernel; 10 µs idle."""
-    mark = profile.MARK
-    backward = "autograd::engine::evaluate_function: MmBackward0"
-    trace = [
-        event("user_annotation", f"{mark}tower", 0, 10),
-        event("cpu_op", "aten::mm", 2, 4, **{"Sequence number": 7}),
-        event("cuda_runtime", "cudaLaunchKernel", 3, 1, correlation=1),
-        event("user_annotation", f"{mark}loss", 20, 10),
-        event("cuda_runtime", "cudaLaunchKernel", 22, 1, correlation=2),
-        event("cpu_op", backward, 40, 10, tid=2, **{"Sequence number": 7}),
-        event("cpu_op", "MmBackward0", 41, 9, tid=2, **{"Sequence number": 7, "Fwd thread id": 1}),
-        event("cuda_driver", "cuLaunchKernel", 45, 1, tid=2, correlation=3),
-        event("cpu_op", backward.replace("MmBackward0", "torch::autograd::AccumulateGrad"), 51, 4, tid=2),
-        event("cuda_runtime", "cudaLaunchKernel", 52, 1, tid=2, correlation=6),
-        event("cuda_runtime", "cudaMemcpyAsync", 60, 1, correlation=4),
-        event("user_annotation", f"{mark}optimizer", 70, 10),
-        event("cuda_runtime", "cudaLaunchKernel", 72, 1, correlation=5),
-        event("kernel", "nvjet_hsh_128x256", 100, 50, tid=7, correlation=1),
-        event("kernel", "cross_entropy_kernel", 150, 10, tid=7, correlation=2),
-        event("kernel", "sm90_xmma_gemm_bf16", 170, 100, tid=7, correlation=3),
-        event("kernel", "add_kernel", 200, 8, tid=7, correlation=6),
-        event("gpu_memcpy", "Memcpy HtoD", 270, 5, tid=8, correlation=4),
-        event("kernel", "multi_tensor_apply_adam", 270, 20, tid=7, correlation=5),
-    ]
-    found = profile.profile(trace)
-    microseconds = {part: {kind: round(s * 1e6) for kind, s in kinds.items()} for part, kinds in found[3].items()}
-    assert microseconds == {
-        "tower": {"matrix products": 150},
-        "loss": {"elementwise and others": 10},
-        "gradient accumulation": {"elementwise and others": 8},
-        "other": {"copies": 5},
-        "optimizer": {"elementwise and others": 20},
-    }
-    assert found.busy_s * 1e6 == pytest.approx(180) and found.by_part["tower"] * 1e6 == pytest.approx(150)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "kind"),
-    [
-        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_6", "attention"),
-        ("nvjet_tst_192x192_64x4_2x1_v_bz_coopA_NNT", "matrix products"),
-        ("void transformer_engine::normalization::rmsnorm_fwd_tuned_kernel<>", "norms"),
-        ("transformer_engine::cast_transpose_fused_kernel_notaligned", "casts to FP8"),
-        ("void at::native::vectorized_elementwise_kernel<4, silu>", "elementwise and others"),
-    ],
-)
-def test_kinds_are_read_off_kernels_names(kernel, kind):
-    assert profile.kind_of(kernel) == kind
-
-
 def test_switches_stand_beside_the_run_as_shipped():
     switches = {"as shipped": run(100.0, last_loss=2.0), "fused rope": run(110.0, last_loss=2.0001)}
     switches |= {"unfused attention": {"error": "CUDA out of memory"}, "CUDA graphs": {"unusable": "shapes differ"}}
@@ -278,10 +223,10 @@ def test_switches_stand_beside_the_run_as_shipped():
     assert report.switch_lines({}, words) == []
 
 
-def test_covered_time_and_scaling_by_hand():
-    assert profile.covered([(7, 8), (0, 4), (2, 5)]) == 6
-    assert profile.scaled({"decoder": 0.2, "optimizer": 0.05}, 2, 16) == {"decoder": 1.6, "optimizer": 0.05}
-    piece = {"rows": 2, "profiled_step_s": 0.5, "busy_s": 0.3, "data_wait_s": 0.0, "by_part": {"decoder": 0.25}}
-    piece["by_part_and_kind"] = {"decoder": {"attention": 0.2, "norms": 0.05}}
+def test_a_profiled_step_by_hand():
+    parts = {"MLP": {"forward_s": 0.1, "backward_s": 0.15, "kinds": {"matrix products": 0.2, "norms": 0.05}}}
+    piece = runs.profile_figures({"step_s": [0.5], "busy_s": 0.3, "data_wait_s": 0.01, "parts": parts})
     lines = report.profile_lines("profile 2b", piece)
-    assert "0.200 s of it without a kernel" in lines[0] and "attention 80.0%, norms 20.0%" in lines[2]
+    assert "took 0.500 s" in lines[0] and "0.200 s of it without a kernel, 0.010 s waiting" in lines[0]
+    assert "MLP 100.0%" in lines[1] and "matrix products 80.0%, norms 20.0%" in lines[2]
+    assert report.scaled({"MLP": 0.2, "optimizer": 0.05}, 2, 16) == {"MLP": 1.6, "optimizer": 0.05}

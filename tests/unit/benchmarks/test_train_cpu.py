@@ -9,6 +9,7 @@ from benchmarks import train_cpu
 from benchmarks.train_cpu import Side, check_same_work
 from benchmarks.train_cpu_rival import IGNORED, padded_batch, samples_of_row
 from megatron_medx.data.microbatch import Microbatch
+from megatron_medx.data.samples import SampleNotes
 
 START, IMAGE = 90, 91
 
@@ -29,6 +30,8 @@ def row() -> Microbatch:
         vision_index_M=torch.tensor([1]),
         sample_ids=["a", "b"],
         sample_tokens=[5, 3],
+        sample_folders=[0, 0],
+        sample_notes=[SampleNotes(), SampleNotes()],
     )
 
 

@@ -137,7 +137,8 @@ def test_the_text_has_the_runs_numbers(runs, tmp_path):
     ]
     weights = [[[0, 0.25], [1000, 0.5]], [[0, 0.75]]]
     (run / "checkpoints" / "plan.json").write_text(json.dumps(plan_of(folders, weights)))
-    lines = [{"step": 3, "loss": 5.5}, {"step": 6, "loss": 4.25}, {"step": 9, "loss": 1.0}]
+    lines = [{"step": 3, "loss": 5.5}, {"step": 6, "loss": 4.25}, {"step": 6, "set": "b", "loss": 9.0}]
+    lines += [{"step": 9, "loss": 1.0}]
     (run / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data, text = exported(run, tmp_path / "out")
     assert "language" not in data and "base_model" not in data

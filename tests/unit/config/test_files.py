@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from megatron_medx.config import files
 from megatron_medx.config.files import (
     collect_provenance,
     read_model_section,
@@ -43,6 +44,13 @@ def test_the_file_says_how_to_reproduce_the_run_and_where_it_came_from(tmp_path)
     assert provenance["command"] == "medx train demo"
     assert set(provenance["versions"]) == {"torch", "megatron-core", "transformers", "megatron-medx"}
     assert provenance["commit"] and provenance["date"]
+
+
+def test_a_copy_that_was_launched_names_its_commit(tmp_path, monkeypatch):
+    """It lies within a checkout of another commit, which git would name."""
+    (tmp_path / "COMMIT").write_text("abc\n")
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "megatron_medx" / "config" / "files.py"))
+    assert collect_provenance([])["commit"] == "abc"
 
 
 def test_a_model_alone(tmp_path):

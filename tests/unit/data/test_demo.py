@@ -12,16 +12,20 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, Qwen3VLProcessor
 
 from megatron_medx.config.processor import REQUIRED_FILES, copy_known_files, copy_processor, vision_token_ids
+from megatron_medx.config.validation import validated_rows, validation_config
 from megatron_medx.data.demo import corpus, pictures, tokenizer
-from megatron_medx.data.demo.build import build_demo
+from megatron_medx.data.demo.build import HELD_OUT, build_demo
 from megatron_medx.data.images.dicom import is_dicom
 from megatron_medx.data.images.files import read_image
 from megatron_medx.data.images.image_file import ImageFile
 from megatron_medx.data.index import Manifest
 from megatron_medx.data.inspection.preview import _cards, draw_preview
+from megatron_medx.data.plan.prepare import open_prepared, prepare_data
+from megatron_medx.data.plan.row_plan import plan_rows
 from megatron_medx.data.rows import build_row_dataset
 from megatron_medx.data.samples import SAMPLES_FILE, parse_line, parse_sample
 from megatron_medx.errors import DataError
+from megatron_medx.recipes import get_recipe
 
 
 def contents(folder):
@@ -57,6 +61,36 @@ def test_source_is_built_whole(demo):
     rows = pq.read_table(demo / "index.parquet").to_pylist()
     assert [row["id"] for row in rows] == [sample.sample_id for sample in samples]
     assert [len(row["image_widths"]) for row in rows] == [len(sample.images) for sample in samples]
+
+
+def test_what_is_held_out_is_not_trained_on(demo):
+    trained = source_samples(demo)
+    asked = {(sample.messages, sample.parts, sample.sample_id) for sample in trained}
+    pictures_trained_on = {picture.path for picture in pictures.PICTURES}
+    for name, num_samples, num_questions in (("validation", 44, 0), ("choices", 80, 20)):
+        folder = demo / HELD_OUT / name
+        samples = source_samples(folder)
+        assert Manifest.read(folder).num_samples == len(samples) == num_samples
+        assert not asked & {(sample.messages, sample.parts, sample.sample_id) for sample in samples}
+        assert not pictures_trained_on & {image.image for sample in samples for image in sample.images}
+        answers = {one.sample_id.split("-")[1] for one in trained} & {one.sample_id.split("-")[1] for one in samples}
+        assert not {answer for answer in answers if answer.isdigit() and len(answer) > 2}, "terms of HPO"
+        choices = [sample.choice for sample in samples if sample.choice]
+        assert (
+            sum(choice.correct for choice in choices) == len({choice.question for choice in choices}) == num_questions
+        )
+        assert {sample.modality for sample in samples} == {"MR", "US", "text"}
+
+
+def test_the_recipe_looks_at_every_sample_that_is_held_out(demo, tmp_path):
+    config = get_recipe("demo")
+    config.data.validation_sets = {name: str(demo / HELD_OUT / name) for name in ("validation", "choices")}
+    config.data.path = str(demo)
+    for name, looked_at in (("validation", 4), ("choices", 8)):
+        validated = validation_config(config, name)
+        prepare_data(validated, tmp_path / name)
+        num_rows = plan_rows(validated, *open_prepared(validated, tmp_path / name)).rows_per_epoch
+        assert validated_rows(config, num_rows) == num_rows == looked_at
 
 
 def test_pictures_show_something_and_dicom_stays_dicom(demo):

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from megatron_medx.data.loader import STOP_PATIENCE_S, load_rows
 from megatron_medx.data.microbatch import Microbatch
+from megatron_medx.data.samples import SampleNotes
 from megatron_medx.errors import DataError
 
 INDICES = [7, 3, 11, 3, 0, 6, 13, 2]
@@ -35,6 +36,8 @@ def row_of(j):
         vision_index_M=torch.empty(0, dtype=torch.int64),
         sample_ids=[f"s{j}"],
         sample_tokens=[5],
+        sample_folders=[0],
+        sample_notes=[SampleNotes()],
     )
 
 

@@ -24,6 +24,11 @@ def chat(*messages):
     return {"id": "x", "messages": list(messages)}
 
 
+def option(**fields):
+    """An option of a question with some fields of its own."""
+    return chat(USER, ASSISTANT) | {"choice": {"question": "q", "num_choices": 2, "correct": True} | fields}
+
+
 def picture(**fields):
     return {"id": "x", "content": [{"type": "image", "image": "images/a.png"} | fields]}
 
@@ -38,6 +43,9 @@ GOOD = [
     line(modality=None, patient=None, metadata=None),
     line(metadata={"scanner": {"tesla": 3, "of": [1.5, None, True]}}),
     chat(USER, ASSISTANT),
+    chat(USER, ASSISTANT) | {"choice": {"question": "q", "num_choices": 2, "correct": False}},
+    chat(USER, ASSISTANT) | {"choice": None},
+    line(choice=None),
     chat(ASSISTANT),
     chat(SYSTEM, USER, ASSISTANT, USER),
     chat(USER, ASSISTANT | {"weight": 0}, USER, ASSISTANT | {"weight": 0.25}, USER, ASSISTANT | {"weight": 1000}),
@@ -61,10 +69,21 @@ REFUSED = [
     (line(id=7), r"^id 7"),
     ({"id": "x"}, r"^neither messages nor content"),
     (line(messages=[USER, ASSISTANT]), "both messages and content"),
-    (line(mesages=1), "unknown field mesages\n.*id, messages or content, modality, .*, patient, metadata"),
+    (line(mesages=1), "unknown field mesages\n.*id, messages or content, modality, .*, patient, choice, metadata"),
     (line(modality=3), "modality 3"),
     (line(language=0), "language 0"),
     (line(patient=["p"]), r'patient \["p"\]\n.*a text as patient'),
+    (line(choice={"question": "q", "num_choices": 2, "correct": True}), "choice of a document"),
+    (chat(USER, ASSISTANT) | {"choice": "q"}, 'choice "q"\n.*an object as choice'),
+    (chat(USER, ASSISTANT) | {"choice": {"question": "q"}}, "choice {.*\n.*question, num_choices and correct"),
+    (option(id=1), r"choice {.*\n.*question, num_choices and correct"),
+    (option(question=""), 'choice.question ""'),
+    (option(question=7), "choice.question 7"),
+    (option(num_choices=1), "choice.num_choices 1\n.*a whole number from 2"),
+    (option(num_choices=2.5), "choice.num_choices 2.5"),
+    (option(num_choices=True), "choice.num_choices true"),
+    (option(correct=1), "choice.correct 1\n.*true or false"),
+    (option(correct=None), "choice.correct null"),
     (line(metadata="free"), 'metadata "free"\n.*an object as metadata'),
     (line(metadata=[]), r"metadata \[\]"),
     (chat(), r"messages \[\]"),

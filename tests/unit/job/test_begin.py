@@ -163,6 +163,8 @@ def test_changes_can_be_accepted(config, run):
         ("training.on_bad_loss", "rollback"),
         ("training.steps", 500),
         ("training.validate_every_steps", 120),
+        ("data.validation_path", "split/val"),
+        ("data.validation_sets", {"chest": "split/chest"}),
     ],
 )
 def test_where_how_fast_and_how_safely_may_change(config, key, value):

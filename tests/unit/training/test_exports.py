@@ -67,9 +67,11 @@ class StandInRun:
             (folder / "metadata.json").touch()
             (self.folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(step))
 
-    def validate(self, losses):
-        lines = [json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in losses.items()]
-        (self.folder / "validation.jsonl").write_text("".join(lines))
+    def validate(self, losses, **others):
+        """Losses of the main set, whose lines do not name it, as before there were others, and of others by name."""
+        lines = [{"step": step, "loss": loss} for step, loss in losses.items()]
+        lines += [{"step": s, "set": name, "loss": loss} for name, found in others.items() for s, loss in found.items()]
+        (self.folder / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def names(self):
         return sorted(path.name for path in (self.folder / "exports").glob("iter_*"))
@@ -107,6 +109,19 @@ def test_the_best_stay_and_the_link_points_to_the_best(run):
     assert not list((run.folder / "exports").glob(".deleted-*"))
     said = run.screen.getvalue()
     assert "training is done; waiting for the export of step" in said and "step 30: exported to" in said
+
+
+@pytest.mark.parametrize(("main", "best"), [("split/val", "iter_0000010"), ("", "iter_0000020")])
+def test_exports_are_ranked_by_the_main_set_or_the_first(run, main, best):
+    data = run.config.data
+    data.validation_path, data.validation_sets = main, {"chest": "split/chest", "codes": "codes"}
+    exporter = run.exporter()
+    run.validate({10: 1.0, 20: 2.0} if main else {}, codes={10: 1.0, 20: 2.0}, chest={10: 2.0, 20: 1.0})
+    for step in (10, 20):
+        run.save(step)
+        exporter.saved(step)
+    finish(exporter)
+    assert run.best() == best
 
 
 def test_without_validation_the_newest_stay_and_there_is_no_link(run):

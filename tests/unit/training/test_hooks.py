@@ -33,16 +33,15 @@ def test_the_wrapped_functions_have_the_parameters_we_name(loop):
     assert list(inspect.signature(loop.finalize_model_grads).parameters)[:2] == ["model", "num_tokens"]
     assert "skipped_iter" in inspect.signature(loop.training_log).parameters
     assert list(inspect.signature(loop.get_megatron_optimizer_config).parameters) == ["args"]
-    assert "iteration" in inspect.signature(loop.evaluate_and_print_results).parameters
     assert "iteration" in inspect.signature(loop.save_checkpoint_and_time).parameters
 
 
 def test_the_loop_calls_what_is_wrapped_by_its_module_name(loop):
     """A wrapper set on the module is found only if the loop looks the name up there."""
     assert {"train_step", "training_log", "finalize_model_grads"} <= set(loop.train.__code__.co_names)
-    assert {"evaluate_and_print_results", "checkpoint_and_decide_exit"} <= set(loop.train.__code__.co_names)
+    assert "checkpoint_and_decide_exit" in loop.train.__code__.co_names
     assert "save_checkpoint_and_time" in loop.checkpoint_and_decide_exit.__code__.co_names
-    assert {"evaluate_and_print_results", "save_checkpoint_and_time"} <= set(loop.pretrain.__code__.co_names)
+    assert "save_checkpoint_and_time" in loop.pretrain.__code__.co_names
     names = loop.setup_model_and_optimizer.__code__.co_names
     assert {"get_megatron_optimizer_config", "load_checkpoint"} <= set(names)
     assert "initialize_megatron" in loop.pretrain.__code__.co_names
@@ -94,7 +93,7 @@ def test_the_reciprocal_of_a_whole_denominator_is_the_one_of_the_whole_number():
 
 def test_parts_get_their_own_peak_and_final_rates(loop):
     """Only parts that differ from the base rate are overridden; the final rate keeps the proportion."""
-    from megatron_medx.training.hooks import rate_overrides
+    from megatron_medx.training.rates import rate_overrides
 
     optimizer = OptimizerSection(lr=1e-3, min_lr=1e-4, vision_lr=1e-4, language_lr=1e-3)
     overrides = rate_overrides(optimizer)
@@ -155,30 +154,6 @@ def test_a_save_hands_its_results_to_itself(loop, monkeypatch):
     results = filesystem_async.get_write_results_queue()
     results.put({0: []})
     assert results.get_nowait() == {0: []}
-
-
-def test_each_step_is_validated_once_and_its_microbatches_alone_are_counted(loop, monkeypatch):
-    """Megatron asks again after the last step; of the step before nothing is left among the losses."""
-    from megatron_medx.training import hooks
-    from megatron_medx.training.loss import StepLosses
-
-    losses, told = StepLosses(), []
-    losses.add(["of the step"])
-    given = inspect.signature(loop.evaluate_and_print_results)
-
-    def evaluate(*args, **kwargs):
-        losses.add([f"at {given.bind(*args, **kwargs).arguments['iteration']}"])
-
-    evaluate.__signature__ = given
-    monkeypatch.setattr(loop, "evaluate_and_print_results", evaluate)
-    log = SimpleNamespace(
-        is_done=lambda step: step in [step for step, _ in told],
-        record=lambda step, found, duration_s: told.append((step, [entry.sample_ids for entry in found.microbatches])),
-    )
-    hooks._tell_of_validation(losses, log)
-    for step in (3, 3, 6):
-        loop.evaluate_and_print_results("prefix", "forward", "rows", "model", step, None, "config", verbose=False)
-    assert told == [(3, [["at 3"]]), (6, [["at 6"]])]
 
 
 def test_a_saved_checkpoint_is_handed_to_followers_and_each_step_looks_what_is_due(loop, monkeypatch):

@@ -2,24 +2,23 @@
 
 import io
 import json
-import re
 
 import torch
 
 from megatron_medx.recipes import get_recipe
+from megatron_medx.run_folder.quantities import STEP
 from megatron_medx.training import monitor as the_module
-from megatron_medx.training.monitor import StepMonitor, draw_loss_curve, read_metrics
-
-KEYS = [key for key in re.findall(r"^    (\w+) ", the_module.__doc__, re.MULTILINE) if key != "skipped"]
-"""Of a line of metrics.jsonl, as documented there; only a skipped step has the last."""
+from megatron_medx.training.loss_curve import draw_loss_curve
+from megatron_medx.training.monitor import StepMonitor
+from megatron_medx.training.step_lines import read_metrics
 
 
 def monitored(folder, steps, screen=None):
     """A monitor that has seen these steps."""
     config = get_recipe("demo")
-    config.training.steps = 9
+    config.training.steps, config.log.tensorboard = 9, False
     monitor = StepMonitor(config, folder, io.StringIO() if screen is None else screen)
-    monitor.step_time_s, monitor.learning_rate = 0.5, 1e-3
+    monitor.step_time_s, monitor.rates = 0.5, {"lr": 1e-3, "lr_vision": 1e-4}
     for step in steps:
         reduced = {"loss": 10.0 - step, "tokens": 80.0, "images": 3.0, "model_flops": 4e12, "samples_crc": 7e9}
         monitor.step(step, {key: torch.tensor(value, dtype=torch.float64) for key, value in reduced.items()}, 1.5)
@@ -30,15 +29,25 @@ def monitored(folder, steps, screen=None):
 def test_a_step_is_a_line_with_the_documented_keys(tmp_path):
     monitored(tmp_path, [1, 2])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [list(line) for line in lines] == [KEYS, KEYS]
+    assert [list(line) for line in lines] == [list(STEP), list(STEP)]
     assert lines[1]["loss"] == 8.0 and lines[1]["tokens"] == 80 and lines[1]["images"] == 3
     assert lines[1]["model_tflops_per_s"] == 4.0  # 4 TFLOP in half a second on 2 ranks
+    assert lines[1]["lr_vision"] == 1e-4 and lines[1]["lr_merger"] is None
+    assert lines[1]["source_tokens"] == {} and lines[1]["mfu"] is None
+    assert 0.01 < lines[1]["memory_gb"] < 100
+
+
+def test_mfu_is_of_the_peak_of_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(the_module, "gpu_peak_flops", lambda: 16e12)
+    monitored(tmp_path, [1])
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["mfu"] == 0.25
 
 
 def test_a_loss_that_is_no_number_is_null_and_a_skipped_step_is_marked(tmp_path):
     """0 / 0 without trained tokens; the file stays JSON, the terminal and the curve go on."""
     screen = io.StringIO()
     config = get_recipe("demo")
+    config.log.tensorboard = False
     monitor = StepMonitor(config, tmp_path, screen)
     monitor.step_time_s = 0.5
     counts = dict.fromkeys(("tokens", "images", "model_flops", "samples_crc"), torch.tensor(3.0, dtype=torch.float64))

@@ -79,10 +79,12 @@ def test_the_trials_are_the_run_in_two_precisions(gated):
 def test_a_trial_neither_saves_nor_validates_nor_goes_back(gated):
     gated.checkpoint.export_every_steps, gated.checkpoint.async_save = 10, True
     gated.training.validate_every_steps, gated.training.on_bad_loss = 10, "rollback"
+    gated.training.profile, gated.training.nvtx = "2:3", True
     gated.megatron = {"exit_interval": 3, "manual_gc": False}
     trial = trial_config(gated, FP8, gated.precision, "somewhere")
     assert not trial.checkpoint.export_every_steps and not trial.checkpoint.async_save
     assert not trial.training.validate_every_steps and trial.training.on_bad_loss == "skip"
+    assert not trial.training.profile and not trial.training.nvtx, "a trial ends before most steps that are profiled"
     assert trial.megatron["exit_interval"] == STEPS and trial.megatron["manual_gc"] is False
     assert trial.checkpoint.start_from == "somewhere" and gated.checkpoint.start_from == ""
     path = gated.run_folder / "run.yaml"

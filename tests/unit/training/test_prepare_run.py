@@ -38,9 +38,10 @@ def test_a_new_folder_holds_the_configuration_and_the_processor(tiny_run):
 
 def test_what_is_validated_is_settled_before_the_ranks_start(tiny_run, save_at):
     tiny_run.data.validation_path, tiny_run.training.validate_every_steps = tiny_run.data.path, 5
+    tiny_run.data.validation_sets = {"again": tiny_run.data.path}
     folder = prepare(tiny_run)
-    assert read_run_yaml(folder / "run.yaml").training.validate_rows > 300
-    assert (folder / "data" / "validation" / "0.npy").is_file()
+    assert read_run_yaml(folder / "run.yaml").data.validation_sets == {"again": tiny_run.data.path}
+    assert all((folder / "data" / "validation" / name / "0.npy").is_file() for name in ("validation", "again"))
     save_at(folder / "checkpoints", 5)
     tiny_run.training.validate_rows = 7
     with pytest.raises(ConfigError, match="would be validated on other rows"):

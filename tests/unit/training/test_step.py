@@ -25,35 +25,48 @@ def step():
 
 def test_the_loss_is_a_sum_over_trained_tokens(step):
     weights, entry = torch.tensor([[0.0, 1.0, 0.5, 0.0]]), StepLosses().add(["a"])
-    loss, num_trained, report = step.sum_of_losses(weights, {}, entry, torch.tensor([[9.0, 1.0, 2.5, 9.0]]))
+    loss, num_trained, report = step.sum_of_losses(weights, entry, torch.tensor([[9.0, 1.0, 2.5, 9.0]]))
     assert loss.item() == 2.25 and num_trained.item() == 2 and num_trained.dtype == torch.int32
-    assert report["loss"].tolist() == [2.25, 1.5]
+    assert list(report) == ["loss"] and report["loss"].tolist() == [2.25, 1.5]
     assert entry.loss_sum.item() == 2.25 and entry.denominator.item() == 1.5
     assert entry.denominator.dtype == torch.float64
 
 
-def test_counts_add_up_over_a_global_batch_as_megatron_divides_them(step):
-    """Megatron reports sum(first) / sum(second); two rows a step here, padding counted in neither."""
-    config = get_recipe("demo")
+def test_counts_add_up_over_ranks_and_rows(step, monkeypatch):
+    """Two rows here and one on another rank; padding is counted nowhere, what context ranks share once."""
+    config, sources = get_recipe("demo"), ("reports", "replay")
     rows = [
         SimpleNamespace(
-            tokens_1S=torch.zeros(1, 16, dtype=torch.int64),
-            grids_I3=torch.tensor([[1, 4, 6]]),
-            sample_tokens=[7, 5],
-            sample_ids=["a", "b"],
+            grids_I3=torch.tensor([[1, 4, 6]]), sample_tokens=[7, 5], sample_ids=["a", "b"], sample_folders=[0, 1]
         ),
         SimpleNamespace(
-            tokens_1S=torch.zeros(1, 5, dtype=torch.int64),
-            grids_I3=torch.zeros(0, 3, dtype=torch.int64),
-            sample_tokens=[5],
-            sample_ids=["c"],
+            grids_I3=torch.zeros(0, 3, dtype=torch.int64), sample_tokens=[5], sample_ids=["c"], sample_folders=[1]
         ),
     ]
-    counts = [step.microbatch_counts(row, config, ()) for row in rows]
-    reported = {key: sum(c[key][0] for c in counts) / sum(c[key][1] for c in counts) for key in counts[0]}
-    assert reported["samples_crc"] == sum(zlib.crc32(name) for name in (b"a", b"b", b"c"))
-    assert reported["tokens"] == 17 and reported["images"] == 1
-    assert reported["model_flops"] == step_flops(config.model, [7, 5, 5], [24])["total"]
+    losses = StepLosses()
+    for row in rows:
+        entry = losses.add(row.sample_ids)
+        entry.loss_sum, entry.counts = torch.tensor(1.0), step.microbatch_counts(row, config, len(sources))
+    losses.add(["of a chunk without loss"])
+
+    def add_other_rank(tensor, group):
+        assert group == "data, context True"
+        tensor += torch.tensor([10.0, 2.0, 100.0, 1e9, 4.0, 6.0], dtype=torch.float64)
+        tensor *= 2  # as if two context ranks had counted each row
+
+    monkeypatch.setattr(step.dist, "all_reduce", add_other_rank)
+    groups = SimpleNamespace(
+        get_data_parallel_group=lambda with_context_parallel: f"data, context {with_context_parallel}",
+        get_context_parallel_world_size=lambda: 2,
+    )
+    monkeypatch.setattr(step, "mpu", groups)
+    assert step.step_counts(losses, sources) == {
+        "tokens": 27,
+        "images": 3,
+        "samples_crc": 100 + sum(zlib.crc32(name) for name in (b"a", b"b", b"c")),
+        "model_flops": 1e9 + step_flops(config.model, [7, 5, 5], [24])["total"],
+        "source_tokens": {"reports": 11, "replay": 16},
+    }
 
 
 @pytest.mark.parametrize("seed", range(5))

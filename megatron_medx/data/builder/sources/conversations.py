@@ -51,7 +51,7 @@ def to_schema(raw: dict, fallback_id: str) -> dict:
         messages.append({"role": ROLE_OF_SPEAKER[speaker], "content": _parts(text, waiting)})
     sample_id = raw.get("id")
     record = {"id": fallback_id if sample_id is None else str(sample_id), "messages": messages}
-    return record | {name: raw[name] for name in (*NOTES, "metadata") if raw.get(name) is not None}
+    return record | {name: raw[name] for name in (*NOTES, "choice", "metadata") if raw.get(name) is not None}
 
 
 def _parts(text: str, waiting) -> list[dict]:

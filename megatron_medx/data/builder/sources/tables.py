@@ -16,7 +16,7 @@ from megatron_medx.errors import DataError
 BATCH_ROWS = 32
 """Rows in memory at a time: they may hold images."""
 
-NESTED_FIELDS = ("messages", "conversations", "metadata")
+NESTED_FIELDS = ("messages", "conversations", "choice", "metadata")
 """Columns that hold structs, or their JSON text."""
 
 
@@ -119,7 +119,7 @@ def _item(row: dict, where: str, fallback_id: str, folder: Path) -> Item:
     cells = row.get("images", row.get("image", []))
     images = [_stored(cell, files) for cell in (cells if isinstance(cells, list) else [cells])]
     sample_id = str(row.get("id", fallback_id))
-    record = {"id": sample_id} | {name: row[name] for name in (*NOTES, "metadata") if name in row}
+    record = {"id": sample_id} | {name: row[name] for name in (*NOTES, "choice", "metadata") if name in row}
     try:
         if "conversations" in row and "messages" not in row:
             record = to_schema(record | {"conversations": row["conversations"], "image": images}, fallback_id)
