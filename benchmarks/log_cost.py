@@ -6,9 +6,9 @@ Rival: the same steps without any of it. Target: less than 0.5 % of their time, 
 differ by 10 to 30 % here, so their totals cannot show it; they are told, as `plain_ratio_of_totals`. Instead the ranks
 of a run carry clocks around each call that logging makes (METERED), which sum up wall time on every rank; waits for
 other ranks inside are counted as if they were for logging alone. Gradient norms by part take the place of Megatron's
-one norm: both are made in each step, in turn first, behind a barrier, and the difference is charged. What threads of
-trackers do beside the step is charged with their processor time, for it is taken from the step's cores. Charged is the
-rank that pays most. A tracker's start, once a run, is told apart, as `start_s`.
+one norm: both are made in each step, in turn first, behind a barrier, and the difference is charged, a gain as
+nothing. What threads of trackers do beside the step is charged with their processor time, for it is taken from the
+step's cores. Charged is the rank that pays most. A tracker's start, once a run, is told apart, as `start_s`.
 """
 
 import argparse
